@@ -1,0 +1,294 @@
+"""Analysis: labels flow through the traced programs, and everything they must agree on is solved.
+
+    interpret every program -> solve -> rectangles -> try removals, fix what does not commute -> solve ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from .bookkeeping import mirrors
+from .labels import BoolArray, Couplings, IntArray, Labels, varying
+from .rules import RULES, Site, apply_rule
+from .rules.checks import Check, Requirement, View
+from .rules.site import labels_in
+from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
+from .trace import Program
+
+PROBES = (0.5, 0.25)  # the fractions of units removed when commutation is tried out
+ORPHAN = "no filter of the traced calls produces it"
+
+
+@dataclass
+class GuardCheck:
+    """What the model's Python saw of a size must not change."""
+
+    guard: Guard
+    labels: list[IntArray]
+    node: fx.Node | None = None
+
+    @property
+    def why(self) -> str:
+        return f"Python looks at its size ({self.guard.where})"
+
+    def holds(self, view: View) -> bool:
+        return bool(evaluate(self.guard.origin, view.leaf) == self.guard.expected)
+
+    def demands(self) -> tuple[AttributeOf, Any] | None:
+        """An attribute that is compared with something and equal to it: it can follow."""
+        origin = self.guard.origin
+        if isinstance(origin, Computed) and (origin.function.__name__, self.guard.expected) in (("eq", True), ("ne", False)):
+            for one, other in (origin.operands, origin.operands[::-1]):
+                if isinstance(one, Size) and isinstance(one.origin, AttributeOf):
+                    return one.origin, other
+        return None
+
+
+@dataclass
+class Space:
+    """The labels of a model, shared by all its traced programs."""
+
+    modules: Mapping[str, nn.Module]
+    tensors: Mapping[str, Tensor]
+    programs: Sequence[Program]
+    couplings: Couplings = field(default_factory=Couplings)
+    parameters: dict[str, Labels] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    producing: list[IntArray] = field(default_factory=list)
+    grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._mirrors = {
+            AttributeOf(path, row.attribute): (row, f"{path}.{row.tensor}" if path else row.tensor)
+            for path, module in self.modules.items()
+            for row in mirrors(module)
+        }
+        for program in self.programs:
+            for node in program.graph.nodes:
+                self.values[node] = self._value(node)
+                for labels in labels_in(self.values[node]):
+                    for coordinate in labels.coordinates:
+                        if len(varying(coordinate)) > 1:
+                            self.grids.append((coordinate, node))
+        for program in self.programs:
+            self._add_guards(program.guards)
+        self._settle()
+
+    # -- interpreting -----------------------------------------------------------------------------------
+
+    def _value(self, node: fx.Node) -> Any:
+        op = node.meta["op"]
+        if op in ("input", "constant"):
+            return Labels(node.meta["shape"])
+        if op == "parameter":
+            return self.parameter(node.meta["tensor"], node.meta["shape"])
+        args = fx.map_arg(node.args, lambda n: self.values[n])
+        if op == "output":
+            for labels in labels_in(args):
+                for coordinate in labels.coordinates:
+                    self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
+            return None
+        kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
+        site = Site(node, self.values, self.couplings, self.checks)
+        try:
+            out = apply_rule(site, args, kwargs)
+        except TypeError:
+            known = RULES.get(op)
+            if known is None or _binds(known, site, args, kwargs):
+                raise
+            out = site.unknown(args, kwargs)
+        self.producing += site.producing
+        self._guard_arguments(node)
+        return out
+
+    def parameter(self, name: str, shape: Sequence[int]) -> Labels:
+        """The labels of a parameter, buffer or tensor attribute: one coordinate along each dimension."""
+        if name not in self.parameters:
+            coordinates = []
+            for dim, size in enumerate(shape):
+                if size > 1:
+                    layout = [size if d == dim else 1 for d in range(len(shape))]
+                    coordinates.append(self.couplings.new(size).reshape(layout))
+            self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
+        return self.parameters[name]
+
+    def _guard_arguments(self, node: fx.Node) -> None:
+        """Sizes passed as numbers to an operation that does not move data must keep their value."""
+        checked = {id(c.node) for c in self.checks[-8:]}
+        if id(node) in checked or node.meta["op"] in _SIZED:
+            return
+        found: list[Size] = []
+        _collect_sizes((node.args, node.kwargs), found)
+        if found:
+            self._add_guards([Guard(s.origin, int.__int__(s), node.meta["where"]) for s in found])
+
+    def _add_guards(self, guards: Iterable[Guard]) -> None:
+        for guard in guards:
+            labels = [v for leaf in leaves(guard.origin) for v in self._labels_of(leaf)]
+            if labels:
+                self.checks.append(GuardCheck(guard, labels))
+
+    def _labels_of(self, leaf: DimOf | AttributeOf) -> list[IntArray]:
+        """The labels whose removal changes a size."""
+        if isinstance(leaf, DimOf):
+            value = self.values.get(leaf.value)
+            along = value.along(leaf.dim) if isinstance(value, Labels) and value.ndim else None
+            return [along] if along is not None else []
+        found = [c for r in self.checks if isinstance(r, Requirement) and r.size.origin == leaf for c in r.labels]
+        if leaf in self._mirrors:
+            row, name = self._mirrors[leaf]
+            along = self.parameters[name].along(row.dim) if name in self.parameters else None
+            found += [along] if along is not None else []
+            found += self._labels_of(AttributeOf(leaf.module, row.factor)) if row.factor else []
+        return found
+
+    # -- solving ----------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        self._fix_orphans()
+        while True:
+            while self._rectangles():
+                pass
+            failed = [check for check in self.checks if not self._survives(check)]
+            if not failed:
+                return
+            for check in failed:
+                for labels in check.labels:
+                    self.couplings.fix(labels, check.why, check.node)
+
+    def _fix_orphans(self) -> None:
+        roots = self.couplings.roots()
+        produced = np.zeros(len(roots), bool)
+        if self.producing:
+            produced[roots[np.concatenate(self.producing)]] = True
+        orphans = np.flatnonzero((roots > 0) & ~produced[roots])
+        if len(orphans):
+            self.couplings.fix(orphans, ORPHAN, None)
+
+    def _rectangles(self) -> bool:
+        """A value must stay a rectangle: over all but one of its dimensions a coordinate becomes constant."""
+        roots = self.couplings.roots()
+        changed = False
+        for coordinate, node in self.grids:
+            units = roots[coordinate]
+            dims = [d for d in varying(units) if (units != units.take([0], axis=d)).any()]
+            if len(dims) < 2:
+                continue
+
+            def free(dim: int, units: IntArray = units) -> int:
+                return int((units > 0).all(axis=tuple(d for d in range(units.ndim) if d != dim)).sum())
+
+            best = max(dims, key=free)
+            first = coordinate[tuple(slice(None) if d == best else slice(0, 1) for d in range(units.ndim))]
+            self.couplings.couple(coordinate, np.broadcast_to(first, coordinate.shape), node)
+            changed = True
+        return changed
+
+    def _survives(self, check: Check) -> bool:
+        """Whether the check holds for random removals."""
+        roots = self.couplings.roots()
+        if not any(roots[labels].any() for labels in check.labels):
+            return True
+        return all(check.holds(view) for view in self._probes())
+
+    def _probes(self) -> Sequence[View]:
+        roots = self.couplings.roots()
+        if getattr(self, "_probed", (None,))[0] is not roots:
+            random = np.random.default_rng(0)
+            views = []
+            for fraction in PROBES:
+                removed = np.zeros(len(roots), bool)
+                for units in self.families():
+                    count = max(int(len(units) * fraction), min(len(units) - 1, 1))
+                    removed[random.permutation(units)[:count]] = True
+                views.append(self.view(removed))
+            self._probed = (roots, views)
+        return self._probed[1]
+
+    # -- asking -----------------------------------------------------------------------------------------
+
+    def families(self) -> list[IntArray]:
+        """Units that occupy the same parameter dimensions, which compete with one another."""
+        roots = self.couplings.roots()
+        where = [labels.reshape(-1) for value in self.parameters.values() for labels in value.coordinates]
+        if not where:
+            return []
+        random = np.random.default_rng(0)
+        units = np.concatenate([roots[labels] for labels in where])
+        owner = np.repeat(np.arange(len(where)), [len(labels) for labels in where])
+        pairs = np.unique(units * len(where) + owner)[:]
+        pairs = pairs[pairs >= len(where)]
+        marks = random.integers(1, 2**62, len(where), dtype=np.uint64)
+        signature = np.zeros(len(roots), np.uint64)
+        np.add.at(signature, pairs // len(where), marks[pairs % len(where)])
+        present = np.unique(pairs // len(where))
+        if not len(present):
+            return []
+        _, family = np.unique(signature[present], return_inverse=True)
+        order = np.argsort(family, kind="stable")
+        return np.split(present[order], np.flatnonzero(np.diff(family[order])) + 1)
+
+    def view(self, removed_units: BoolArray) -> View:
+        """The model without these units (a mask over unit numbers)."""
+        view = View(removed_units[self.couplings.roots()], self.values, self._attribute)
+        for check in self.checks:
+            if isinstance(check, Requirement) and isinstance(check.size.origin, AttributeOf):
+                if check.size.origin not in self._mirrors:
+                    view.attributes.setdefault(check.size.origin, check.expected(view))
+        for check in self.checks:
+            if isinstance(check, GuardCheck) and (demand := check.demands()):
+                leaf, other = demand
+                if leaf not in self._mirrors and leaf not in view.attributes:
+                    view.attributes[leaf] = view.evaluate(other)
+        return view
+
+    def _attribute(self, view: View, leaf: AttributeOf) -> int:
+        if leaf in self._mirrors:
+            row, name = self._mirrors[leaf]
+            if name in self.parameters:
+                factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
+                return view.shape(self.parameters[name])[row.dim] * factor
+        return int(getattr(self.modules[leaf.module], leaf.name))
+
+    def attributes(self, view: View) -> dict[AttributeOf, int]:
+        """Every module attribute that a plan changes, with its new value."""
+        wanted = [*self._mirrors, *view.attributes]
+        changed = {}
+        for leaf in wanted:
+            value = view.leaf(leaf)
+            if value != getattr(self.modules[leaf.module], leaf.name):
+                changed[leaf] = value
+        return changed
+
+
+_SIZED = frozenset({"view", "reshape", "unflatten", "expand", "broadcast_to", "zeros", "ones", "empty", "full", "rand", "randn",
+                    "new_zeros", "new_ones", "new_empty", "new_full", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+                    "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
+
+
+def _collect_sizes(value: Any, into: list[Size]) -> None:
+    if isinstance(value, Size):
+        into.append(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _collect_sizes(item, into)
+    elif isinstance(value, dict):
+        _collect_sizes(list(value.values()), into)
+    elif isinstance(value, slice):
+        _collect_sizes((value.start, value.stop, value.step), into)
+
+
+def _binds(rule: Any, *arguments: Any) -> bool:
+    site, args, kwargs = arguments
+    try:
+        inspect.signature(rule).bind(site, *args, **kwargs)
+    except TypeError:
+        return False
+    return True

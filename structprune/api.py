@@ -1,0 +1,193 @@
+"""The verbs: prune, analyze, plan, apply, mask, verify, explain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from . import cost
+from .analysis import Space
+from .errors import ExampleInputsError, VerificationError
+from .graph import ChannelGraph
+from .importance import Importance
+from .mask import mask as mask_model
+from .plan import PruningPlan, fingerprint
+from .planning import check_ratio, plan
+from .prepare import calls_of, check_model, check_placement, unwrap
+from .report import Report
+from .rules import has_rule
+from .surgery import apply as apply_plan
+from .trace import Call, Program, named_tensors, tensors_in, trace
+from .verify import Verification
+from .verify import verify as verify_plan
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model, the plan that made it, and the report of what was done. Printing it prints the report."""
+
+    model: nn.Module
+    plan: PruningPlan
+    report: Report
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def __rich__(self) -> Any:
+        return self.report.__rich__()
+
+
+def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    """Traces the model on every example and solves which channels belong together.
+
+    The model runs once for each example in eval mode, and once in train mode if its code asks for the mode
+    (auxiliary heads); afterwards it is as it was, bit for bit.
+
+    Args:
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of
+            those for several calls.
+
+    Raises UnsupportedModelError (scripted, quantised, lazy, sharded ... models, with what to pass instead) and
+    ExampleInputsError if the model does not run on the examples.
+    """
+    model = unwrap(model)
+    check_model(model)
+    calls = calls_of(example_inputs)
+    check_placement(model, calls)
+    modes = (False, True) if asks_for_mode(model) else (False,)
+    programs = [_traced(model, Call(c.args, c.kwargs, training)) for training in modes for c in calls]
+    space = Space(dict(model.named_modules()), named_tensors(model), programs)
+    return ChannelGraph(model, space, fingerprint(model))
+
+
+def _traced(model: nn.Module, call: Call) -> Program:
+    try:
+        return trace(model, call, has_rule)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, NotImplementedError) as error:
+        shapes = [tuple(t.shape) for t in tensors_in((call.args, dict(call.kwargs)))]
+        path = getattr(error, "structprune_path", "")
+        raise ExampleInputsError(
+            f"while running the model on example_inputs (shapes {shapes}){f', in {path}' if path else ''}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def asks_for_mode(model: nn.Module) -> bool:
+    """Whether any module outside torch.nn has code that reads `training`."""
+    return any(_reads_training(kind) for kind in {type(m) for m in model.modules()})
+
+
+def _reads_training(kind: type) -> bool:
+    return any(
+        _names_training(member.__code__)
+        for base in kind.__mro__
+        if not base.__module__.startswith("torch.nn") and base is not object
+        for member in vars(base).values()
+        if isinstance(member, FunctionType) and member.__name__ not in ("train", "eval")
+    )
+
+
+def _names_training(code: CodeType) -> bool:
+    return "training" in code.co_names or any(isinstance(c, CodeType) and _names_training(c) for c in code.co_consts)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    ratio: float = 0.5,
+    *,
+    importance: str | Importance = "l1",
+    scope: str = "local",
+    exclude: str | Iterable[str] = (),
+    verify: bool = True,
+    inplace: bool = False,
+) -> Result:
+    """A smaller model, verified against the masked original.
+
+    >>> result = structprune.prune(model, torch.randn(1, 3, 224, 224), ratio=0.5)
+    >>> result.model(images)         # an ordinary nn.Module of the same class, with fewer channels
+    >>> print(result.report)
+
+    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `plan` for the settings and
+    `verify` for what is compared; `verify=False` skips the comparison.
+
+    Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
+    `model` is as it was.
+    """
+    start = time.perf_counter()
+    model = unwrap(model)
+    ratio = check_ratio(ratio)
+    graph = analyze(model, example_inputs)
+    made = plan(graph, importance, ratio, scope, exclude)
+    check: Verification | None = None
+    small = None
+    if verify:
+        small = apply_plan(made, model)
+        check = verify_plan(model, made, example_inputs, small=small)
+        if not check.ok:
+            raise VerificationError(str(check))
+    report = _report(graph, made, check)
+    if inplace:
+        small = apply_plan(made, model, inplace=True)
+    elif small is None:
+        small = apply_plan(made, model)
+    return Result(small, made, _timed(report, time.perf_counter() - start))
+
+
+def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
+    view = graph.view(removed_units(graph, made))
+    widths = {}
+    for group in graph.groups:
+        for part in group.slices:
+            if part.produces and part.dim in made.kept.get(part.name, {}):
+                widths[part.name.removesuffix(".weight")] = (part.tensor.shape[part.dim], len(made.kept[part.name][part.dim]))
+    return Report(
+        (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
+        widths, check, graph.fixed, made.notes, 0.0,
+    )  # fmt: skip
+
+
+def _timed(report: Report, seconds: float) -> Report:
+    return Report(report.params, report.macs, report.widths, report.verification, report.fixed, report.notes, seconds)
+
+
+def removed_units(graph: ChannelGraph, made: PruningPlan) -> Any:
+    """The units of the graph that a plan removes."""
+    import numpy as np
+
+    gone = [
+        group.units[np.unique(part.units[~np.isin(part.indices, made.kept[part.name][part.dim])])]
+        for group in graph.groups
+        for part in group.slices[:1]
+        if part.dim in made.kept.get(part.name, {})
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *gone])
+
+
+def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The smaller model: a copy, or `model` itself with `inplace=True`. No tracing; any unpruned model of the
+    same names and shapes will do. Raises PlanError otherwise."""
+    return apply_plan(plan, unwrap(model), inplace=inplace)
+
+
+def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """The masked original: a copy of `model` with `torch.nn.utils.prune` masks on everything the plan removes."""
+    return mask_model(plan, unwrap(model))
+
+
+def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any, **options: Any) -> Verification:
+    """Compares `apply(plan, model)` with the masked original; see `structprune.verify.verify`."""
+    return verify_plan(unwrap(model), plan, example_inputs, **options)
+
+
+def explain(model: nn.Module, example_inputs: Any, name: str) -> str:
+    """`analyze(model, example_inputs).explain(name)`"""
+    return analyze(model, example_inputs).explain(name)
+
+
+Attributes = Mapping[str, Mapping[str, int]]

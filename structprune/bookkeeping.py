@@ -1,0 +1,55 @@
+"""Integers that standard modules keep beside their parameters, and the dimension each of them repeats.
+
+Weights and bookkeeping come from the same rows, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules import batchnorm, conv, instancenorm
+
+
+class Mirror(NamedTuple):
+    """`module.attribute` equals the size of dimension `dim` of `module.tensor`, times `module.factor` if given."""
+
+    attribute: str
+    tensor: str
+    dim: int
+    factor: str = ""
+
+
+_MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
+    ((nn.Linear,), (Mirror("out_features", "weight", 0), Mirror("in_features", "weight", 1))),
+    (
+        (nn.Bilinear,),
+        (Mirror("out_features", "weight", 0), Mirror("in1_features", "weight", 1), Mirror("in2_features", "weight", 2)),
+    ),
+    (
+        (conv._ConvTransposeNd,),
+        (Mirror("in_channels", "weight", 0), Mirror("out_channels", "weight", 1, "groups")),
+    ),
+    ((conv._ConvNd,), (Mirror("out_channels", "weight", 0), Mirror("in_channels", "weight", 1, "groups"))),
+    (
+        (batchnorm._NormBase, instancenorm._InstanceNorm),
+        (Mirror("num_features", "weight", 0), Mirror("num_features", "running_mean", 0)),
+    ),
+    ((nn.GroupNorm,), (Mirror("num_channels", "weight", 0),)),
+    ((nn.PReLU,), (Mirror("num_parameters", "weight", 0),)),
+    ((nn.Embedding, nn.EmbeddingBag), (Mirror("embedding_dim", "weight", 1), Mirror("num_embeddings", "weight", 0))),
+)
+
+
+def mirrors(module: nn.Module) -> Iterator[Mirror]:
+    """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
+    for kinds, rows in _MIRRORS:
+        if isinstance(module, kinds):
+            for row in rows:
+                tensor = getattr(module, row.tensor, None)
+                if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
+                    factor = getattr(module, row.factor) if row.factor else 1
+                    if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:
+                        yield row
+            return

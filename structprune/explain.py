@@ -1,0 +1,154 @@
+"""Explanations: the couplings as a NetworkX graph, and the shortest way through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import networkx
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+
+from .analysis import Space
+from .errors import UnknownNameError, closest
+from .labels import IntArray, Labels
+from .rules.site import labels_in
+
+if TYPE_CHECKING:
+    from .graph import ChannelGraph
+
+
+def value_name(node: fx.Node) -> str:
+    """Parameters go by their qualified name, values by their node's."""
+    return node.meta.get("tensor") or node.name
+
+
+def dims_of(labels: Any, name: str) -> Iterator[tuple[str, IntArray]]:
+    """The labelled dimensions of a value, each with its distinct labels."""
+    if isinstance(labels, Labels):
+        for coordinate in labels.coordinates:
+            for dim, size in enumerate(coordinate.shape):
+                if size > 1:
+                    yield f"{name}[{dim}]", np.unique(coordinate)
+    elif isinstance(labels, dict):
+        for i, part in labels.items():
+            yield from dims_of(part, f"{name}.{i}")
+
+
+def build(space: Space) -> networkx.Graph:
+    """Dimensions that share labels at an operation are joined by an edge that tells which operation it was."""
+    graph = networkx.Graph()
+    pairs: dict[Any, list[tuple[IntArray, IntArray]]] = {}
+    for a, b, node in space.couplings.pairs:
+        pairs.setdefault(node, []).append((a, b))
+    reasons: dict[Any, list[tuple[IntArray, str]]] = {}
+    for labels, why, node in space.couplings.fixed:
+        reasons.setdefault(node, []).append((labels, why))
+    for program in space.programs:
+        for node in program.graph.nodes:
+            ends = [e for n in (*node.all_input_nodes, node) for e in dims_of(space.values.get(n), value_name(n))]
+            _join(graph, ends, pairs.get(node, []), _about(node))
+            for labels, why in reasons.get(node, []):
+                _fix(graph, ends, labels, why, _about(node))
+    for name, labels in space.parameters.items():
+        for labels_fixed, why in reasons.get(None, []):
+            _fix(graph, list(dims_of(labels, name)), labels_fixed, why, {"op": "", "module": "", "source": ""})
+    return graph
+
+
+def _about(node: fx.Node) -> dict[str, str]:
+    return {"op": node.meta["op"], "module": node.meta.get("path", ""), "source": node.meta.get("where", "")}
+
+
+def _join(graph: Any, ends: list[tuple[str, IntArray]], pairs: list[tuple[IntArray, IntArray]], about: dict[str, str]) -> None:
+    """Joins the dimensions whose labels this operation couples."""
+    for name, _ in ends:
+        graph.add_node(name, kind="dimension")
+    if len(ends) < 2:
+        return
+    known = np.unique(np.concatenate([labels for _, labels in ends] + [p for pair in pairs for p in pair]))
+    component = np.arange(len(known))
+    if pairs:
+        rows = np.searchsorted(known, np.concatenate([a for a, _ in pairs]))
+        columns = np.searchsorted(known, np.concatenate([b for _, b in pairs]))
+        links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(known),) * 2)
+        component = connected_components(links, directed=False)[1]
+    sets = [np.unique(component[np.searchsorted(known, labels[labels > 0])]) for _, labels in ends]
+    for i, (name, _) in enumerate(ends):
+        for j in range(i):
+            if name != ends[j][0] and len(np.intersect1d(sets[i], sets[j], assume_unique=True)):
+                graph.add_edge(name, ends[j][0], **about)
+
+
+def _fix(graph: Any, ends: list[tuple[str, IntArray]], labels: IntArray, why: str, about: dict[str, str]) -> None:
+    reason = f"{why} ({_place(about)})" if _place(about) else why
+    graph.add_node(reason, kind="reason")
+    for name, own in ends:
+        if len(np.intersect1d(own, labels)):
+            graph.add_edge(name, reason, **about)
+
+
+def _place(about: dict[str, str]) -> str:
+    """`conv2d in layer1.0, resnet.py:92`"""
+    where = about["source"].rpartition("/")[2]
+    parts = [f"in {about['module']}" if about["module"] else "", where]
+    return f"{about['op']} {', '.join(p for p in parts if p)}".strip()
+
+
+def fixing_path(graph: ChannelGraph, name: str, dim: int) -> list[str]:
+    """The shortest way from a dimension to a reason: the steps, and last the reason."""
+    start = f"{name}[{dim}]"
+    reasons = [n for n, data in graph.nx.nodes(data=True) if data["kind"] == "reason"]
+    paths = networkx.single_source_shortest_path(graph.nx, start)
+    found = sorted((paths[r] for r in reasons if r in paths), key=len)
+    return _steps(graph.nx, found[0]) if found else ["it is coupled to a dimension that is fixed"]
+
+
+def _steps(nx_graph: Any, path: list[str]) -> list[str]:
+    steps = []
+    for a, b in zip(path, path[1:], strict=False):
+        if nx_graph.nodes[b]["kind"] == "reason":
+            steps.append(b)
+        else:
+            steps.append(f"{a} - {_place(nx_graph.edges[a, b])} - {b}")
+    return steps
+
+
+def explain(graph: ChannelGraph, name: str) -> str:
+    """The text of `ChannelGraph.explain`."""
+    tensors = graph.space.tensors
+    names = [name] if name in tensors else [n for n in tensors if n.rpartition(".")[0] == name]
+    if not names:
+        known = sorted({n.rpartition(".")[0] for n in tensors} | set(tensors))
+        raise UnknownNameError(f"the model has no layer or parameter {name!r}; {closest(name, known)}")
+    lines = []
+    for tensor in names:
+        dims = [(n, d) for n, d in graph._vectors if n == tensor]
+        if tensor in graph.unreached:
+            lines.append(f"{tensor}: no traced call reaches it, so it is kept as it is")
+        for key in dims:
+            lines += _explain_dim(graph, *key)
+    return "\n".join(lines)
+
+
+def _explain_dim(graph: ChannelGraph, name: str, dim: int) -> list[str]:
+    units = graph._vectors[name, dim]
+    title = f"{name}[{dim}]"
+    fixed = int((units == 0).sum())
+    lines = []
+    if fixed:
+        *steps, reason = fixing_path(graph, name, dim)
+        part = "cannot shrink" if fixed == len(units) else f"{fixed} of {len(units)} indices cannot be removed"
+        lines += [f"{title}: {part}: {reason}", *(f"    {step}" for step in steps)]
+    if fixed < len(units):
+        free = np.unique(units[units > 0])
+        others = {f"{n}[{d}]": n for (n, d), u in graph._vectors.items() if (n, d) != (name, dim) and np.isin(u, free).any()}
+        lines.append(f"{title}: {len(free)} units, coupled to {len(others)} other dimensions")
+        paths = networkx.single_source_shortest_path(graph.nx, title)
+        for other in others:
+            if other in paths:
+                lines.append(f"  {other}")
+                lines += [f"    {step}" for step in _steps(graph.nx, paths[other])]
+    return lines

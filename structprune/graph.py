@@ -1,0 +1,196 @@
+"""The channel graph: units, groups, what is fixed, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .analysis import Space
+from .errors import UnknownNameError, closest
+from .labels import IntArray
+from .rules.checks import View
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The part that a group has in one dimension of one parameter: index `indices[i]` belongs to unit `units[i]`."""
+
+    name: str
+    dim: int
+    indices: IntArray
+    units: IntArray
+    produces: bool  # these are filters: their index is an output channel
+    tensor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that occupy the same parameter dimensions and compete with one another.
+
+    `slices` says, for every coupled parameter dimension, which index belongs to which unit.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+    units: IntArray  # unit numbers of the graph
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __repr__(self) -> str:
+        dims = ", ".join(f"{s.name}[{s.dim}]" for s in self.slices[:4])
+        return f"Group({self.name}: {len(self)} units over {dims}{', ...' if len(self.slices) > 4 else ''})"
+
+
+class ChannelGraph:
+    """Which channels of a model can be removed, together with what.
+
+    >>> graph = structprune.analyze(model, example_inputs)
+    >>> graph.groups                         # the competing units
+    >>> graph.fixed                          # {"fc.weight[0]": "it is an output of the model, ..."}
+    >>> print(graph.explain("layer1.0.conv1.weight"))
+    """
+
+    def __init__(self, model: nn.Module, space: Space, fingerprint: str) -> None:
+        self.space = space
+        self.model = model
+        self.fingerprint = fingerprint
+
+    @cached_property
+    def _vectors(self) -> dict[tuple[str, int], IntArray]:
+        """The units of every labelled parameter dimension."""
+        roots = self.space.couplings.roots()
+        order = {name: i for i, name in enumerate(self.space.tensors)}
+        return {
+            (name, dim): roots[coordinate.reshape(-1)]
+            for name, labels in sorted(self.space.parameters.items(), key=lambda item: order.get(item[0], 0))
+            for coordinate in labels.coordinates
+            for dim in [coordinate.shape.index(coordinate.size)]
+        }
+
+    @cached_property
+    def _producing(self) -> set[tuple[str, int]]:
+        """The parameter dimensions that are output channels of filters."""
+        made = np.zeros(self.space.couplings.count, bool)
+        for labels in self.space.producing:
+            made[labels] = True
+        found = set()
+        for name, labels in self.space.parameters.items():
+            for coordinate in labels.coordinates:
+                if made[coordinate].any():
+                    found.add((name, coordinate.shape.index(coordinate.size)))
+        return found
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Every group, in the order of the model's parameters."""
+        families = self.space.families()
+        count = int(self.space.couplings.roots().max()) + 1
+        family_of = np.full(count, -1)
+        position = np.zeros(count, np.int64)
+        for i, units in enumerate(families):
+            family_of[units] = i
+        slices: list[list[Slice]] = [[] for _ in families]
+        first_seen: dict[int, IntArray] = {}
+        for (name, dim), units in self._vectors.items():
+            owner = family_of[units]
+            for i in np.unique(owner[units > 0]):
+                indices = np.flatnonzero(owner == i)
+                if i not in first_seen:  # units are numbered by where they first occur
+                    _, order = np.unique(units[indices], return_index=True)
+                    first_seen[i] = units[indices][np.sort(order)]
+                    position[first_seen[i]] = np.arange(len(order))
+                member = position[units[indices]]
+                produces = (name, dim) in self._producing
+                slices[i].append(Slice(name, dim, indices, member, produces, self.space.tensors[name]))
+        found = []
+        for i in first_seen:
+            lead = next(s for s in slices[i] if s.produces)
+            found.append(Group(lead.name.removesuffix(".weight"), tuple(slices[i]), first_seen[i]))
+        return tuple(found)
+
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """Parameter dimensions that cannot shrink, wholly or partly, with the reason."""
+        found: dict[str, str] = {}
+        for (name, dim), units in self._vectors.items():
+            if (units == 0).any() and units.size > 1:
+                part = "" if (units == 0).all() else f"{int((units == 0).sum())} of {len(units)} indices: "
+                found[f"{name}[{dim}]"] = part + self._why(name, dim)
+        for name in self.unreached:
+            found[name] = "no traced call reaches it"
+        return found
+
+    @cached_property
+    def unreached(self) -> tuple[str, ...]:
+        """Parameters that no traced call reads."""
+        return tuple(n for n in self.space.tensors if n not in self.space.parameters and self.space.tensors[n].ndim)
+
+    def _why(self, name: str, dim: int) -> str:
+        from .explain import fixing_path
+
+        return fixing_path(self, name, dim)[-1]
+
+    @cached_property
+    def nx(self) -> networkx.Graph:
+        """The couplings as a NetworkX graph, to query with any of its algorithms.
+
+        Nodes are dimensions, `"layer1.0.conv1.weight[0]"` for parameters and buffers and `"conv2d_3[1]"` for
+        the values in between, and reasons (`kind="reason"`). Edges carry `op`, `module` and `source`.
+        """
+        from .explain import build
+
+        return build(self.space)
+
+    def explain(self, name: str) -> str:
+        """What a parameter (or all of a layer's) is coupled to and through what, or why it cannot shrink.
+
+        Raises UnknownNameError, with the closest names, if the model has no such parameter or layer.
+        """
+        from .explain import explain
+
+        return explain(self, name)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The parameters that a pattern names: by their own name, by their layer, or by a part of its path.
+
+        Raises UnknownNameError if there is none.
+        """
+        names = list(self.space.tensors)
+        found = [n for n in names if _matches(n, pattern)]
+        if not found:
+            layers = {n.rpartition(".")[0] for n in names} | set(names)
+            raise UnknownNameError(f"{pattern!r} matches no layer or parameter; {closest(pattern, sorted(layers))}")
+        return found
+
+    def view(self, removed: IntArray) -> View:
+        """The model without the units of these numbers."""
+        mask = np.zeros(int(self.space.couplings.roots().max()) + 1, bool)
+        mask[removed] = True
+        return self.space.view(mask)
+
+    def reasons(self) -> dict[str, int]:
+        """How many parameter dimensions each reason fixes."""
+        counts: dict[str, int] = {}
+        for why in self.fixed.values():
+            counts[why] = counts.get(why, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names the parameter, its layer, or a module that holds it."""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
+
+
+Importance = Callable[[Group], Any]
+Named = Mapping[str, Iterable[int]]

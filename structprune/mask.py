@@ -1,0 +1,54 @@
+"""The masked original: the same model with everything the plan removes set to zero.
+
+This is the oracle that surgery is measured against, and it shares no code with it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from .plan import PruningPlan
+
+
+def mask_of(plan: PruningPlan, name: str, like: Tensor) -> Tensor:
+    """Ones where a parameter is kept and zeros where it goes, in its shape."""
+    mask = torch.ones_like(like, requires_grad=False)
+    for dim, indices in plan.removed(name).items():
+        mask.index_fill_(dim, torch.tensor(indices, dtype=torch.int64, device=like.device), 0)
+    return mask
+
+
+def zeroed(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """A deep copy of `model` in which every removed slice holds zeros."""
+    plan.check_fits(model)
+    masked = copy.deepcopy(model)
+    named = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
+    with torch.no_grad():
+        for name in plan.kept:
+            named[name].mul_(mask_of(plan, name, named[name]))
+            named[name].masked_fill_(mask_of(plan, name, named[name]) == 0, 0)  # also where there was infinity
+    return masked
+
+
+def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """The masked original with standard `torch.nn.utils.prune` masks on its parameters.
+
+    Buffers such as running statistics, which cannot carry a mask, hold zeros. `torch.nn.utils.prune.remove`
+    works on every masked parameter. Producers and consumers are both masked, so that an activation with
+    f(0) != 0 does not leak. Raises PlanError if the plan was made for another model.
+    """
+    masked = zeroed(plan, model)
+    canonical = {id(p): name for name, p in masked.named_parameters()}
+    masks = {
+        name: mask_of(plan, name, parameter) for name, parameter in masked.named_parameters() if name in plan.kept
+    }
+    for module in list(masked.modules()):
+        for local, parameter in list(module._parameters.items()):
+            name = canonical.get(id(parameter), "") if parameter is not None else ""
+            if name in masks:
+                prune.custom_from_mask(module, local, masks[name])
+    return masked

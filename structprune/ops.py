@@ -1,0 +1,105 @@
+"""What an operation is called: one name for `torch.add`, `Tensor.add_`, `x += y` and `torch.ops.aten.add`.
+
+The names are those of the ATen operator packets where there is one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Properties and methods that tell about a tensor without looking at its values.
+QUERIES = frozenset(
+    """dim ndim dtype device layout is_floating_point is_complex is_contiguous requires_grad is_cuda is_cpu is_xpu is_mps
+    is_leaf is_sparse is_sparse_csr is_quantized is_meta is_mkldnn is_nested is_inference is_signed is_conj is_neg
+    is_pinned is_shared grad_fn grad names has_names element_size itemsize nbytes get_device data_ptr storage_offset
+    stride _version output_nr type_str hash untyped_storage storage retains_grad is_tensor is_storage result_type
+    can_cast promote_types get_default_dtype is_grad_enabled is_autocast_enabled set_grad_enabled is_same_size
+    register_hook retain_grad repr format is_vulkan is_ipu is_mtia is_maia layout is_distributed
+    get_autocast_dtype is_autocast_cpu_enabled get_autocast_gpu_dtype get_autocast_cpu_dtype
+    iinfo finfo _has_compatible_shallow_copy_type is_coalesced dense_dim sparse_dim""".split()
+)
+
+# Queries whose answer is made of sizes.
+SIZES = frozenset({"shape", "size", "numel", "nelement", "len"})
+
+_BY_OBJECT = {torch.nn.functional.unfold: "im2col", torch.nn.functional.fold: "col2im"}  # unlike Tensor.unfold
+_REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
+_SPELLED = {
+    "truediv": "div",
+    "rtruediv": "rdiv",
+    "floordiv": "floor_divide",
+    "mod": "remainder",
+    "invert": "bitwise_not",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    **_REFLECTED,
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A callable as structprune sees it."""
+
+    name: str
+    inplace: bool  # spelled with an underscore, `+=`, or item assignment
+    python: bool  # written in Python, by PyTorch: its body can be traced
+
+
+@functools.cache
+def operation(function: Callable[..., Any]) -> Operation:
+    """The name of `function`, and what kind of thing it is."""
+    name = _BY_OBJECT.get(function) or getattr(function, "__name__", type(function).__name__)
+    if name in ("__get__", "__set__"):
+        name = function.__self__.__name__ + ("" if name == "__get__" else "_setter")  # type: ignore[attr-defined]
+        return Operation(name, False, False)
+    if isinstance(function, torch._ops.OpOverload):
+        name = name.split(".")[0]
+    inplace = False
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        if name not in ("index", "int", "invert") and name.startswith("i") and hasattr(torch.Tensor, name[1:]):
+            name, inplace = name[1:], True
+        name = _SPELLED.get(name, name)
+        inplace |= name == "setitem"
+    elif name.endswith("_") and not name.endswith("__"):
+        name, inplace = name[:-1], True
+    python = inspect.isfunction(function) and (function.__module__ or "").partition(".")[0] == "torch"
+    return Operation(name, inplace, python)
+
+
+@functools.cache
+def is_pointwise(name: str) -> bool:
+    """Whether ATen tags an operator of this name as pointwise."""
+    packet = getattr(torch.ops.aten, name, None)
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+
+
+@functools.cache
+def python_body(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same Python function, without its request to be overridden first.
+
+    PyTorch's Python functions begin with `if has_torch_function(...): return handle_torch_function(...)`;
+    with that question always answered no, the body runs and the functions it calls can be seen.
+    """
+    function = inspect.unwrap(function)
+    body = type(function)(
+        function.__code__, _globals(function.__module__), function.__name__, function.__defaults__, function.__closure__
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+@functools.cache
+def _globals(module: str) -> dict[str, Any]:
+    namespace = dict(vars(__import__(module, fromlist=["*"])))
+    for name in namespace:
+        if name.startswith("has_torch_function"):
+            namespace[name] = lambda *tensors: False
+    return namespace

@@ -1,0 +1,146 @@
+"""A pruning plan: what stays of every parameter, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .errors import PlanError
+
+SCHEMA = 1
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names, shapes and ties of a model's parameters and buffers."""
+    first: dict[int, str] = {}
+    rows = []
+    for kind, named in (
+        ("parameter", model.named_parameters(remove_duplicate=False)),
+        ("buffer", model.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in named:
+            rows.append([kind, name, first.setdefault(id(tensor), name), list(tensor.shape)])
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What stays of a model.
+
+    `kept` maps names of parameters, buffers and tensor attributes of the original model to
+    `{dim: kept indices}`, and is complete: zeroing everything else in the original is the masked original.
+    `attributes` maps module paths to the integers their code reads, with the new values.
+    """
+
+    kept: Kept
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.kept)
+
+    def removed(self, name: str) -> dict[int, tuple[int, ...]]:
+        """The indices of `name` that go, by dimension."""
+        return {
+            dim: tuple(sorted(set(range(self.sizes[name][dim])) - set(indices)))
+            for dim, indices in self.kept.get(name, {}).items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings, in a fixed order."""
+        return {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "kept": {
+                name: {str(dim): {"of": self.sizes[name][dim], "indices": list(indices)} for dim, indices in sorted(dims.items())}
+                for name, dims in sorted(self.kept.items())
+            },
+            "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """One line of JSON, byte-identical for the same model and settings."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the plan is not JSON: {error}") from error
+        return PruningPlan.from_dict(data)
+
+    @staticmethod
+    def from_dict(data: Any) -> PruningPlan:
+        """The inverse of `to_dict`, checked field by field."""
+        fields = _typed(data, dict, "$")
+        if fields.get("schema") != SCHEMA:
+            raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
+        _keys(fields, {"schema", "fingerprint", "kept", "attributes", "notes"}, "$")
+        kept: Kept = {}
+        sizes: dict[str, dict[int, int]] = {}
+        for name, dims in _typed(fields["kept"], dict, "$.kept").items():
+            for dim, entry in _typed(dims, dict, f"$.kept.{name}").items():
+                path = f"$.kept.{name}.{dim}"
+                _keys(_typed(entry, dict, path), {"of", "indices"}, path)
+                if not dim.isdecimal():
+                    raise PlanError(f"{path}: a dimension is a number from 0, not {dim!r}")
+                size = _typed(entry["of"], int, f"{path}.of")
+                kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{path}.indices")
+                sizes.setdefault(name, {})[int(dim)] = size
+        attributes: dict[str, dict[str, int]] = {}
+        for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
+            attributes[module] = {
+                key: _typed(value, int, f"$.attributes.{module}.{key}")
+                for key, value in _typed(values, dict, f"$.attributes.{module}").items()
+            }
+        notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
+        return PruningPlan(kept, attributes, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raises PlanError unless this plan was made for a model of the same names and shapes."""
+        if fingerprint(model) == self.fingerprint:
+            return
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, dims in self.kept.items():
+            if name not in named:
+                raise PlanError(f"the plan is for another model: this one has no {name!r}")
+            for dim, size in self.sizes[name].items():
+                shape = tuple(named[name].shape)
+                if dim >= len(shape) or shape[dim] != size:
+                    again = " (was the plan applied already?)" if dim < len(shape) and shape[dim] == len(dims[dim]) else ""
+                    raise PlanError(f"the plan is for another model: {name} has the shape {shape}, not {size} in dimension {dim}{again}")
+        raise PlanError("the plan is for another model: names, shapes or ties of parameters that it does not touch differ")
+
+
+def _typed(value: Any, kind: type, path: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"{path}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _keys(value: Mapping[str, Any], expected: set[str], path: str) -> None:
+    for key in expected ^ set(value):
+        raise PlanError(f"{path}: {'missing' if key in expected else 'unknown'} key {key!r}")
+
+
+def _indices(value: Any, size: int, path: str) -> tuple[int, ...]:
+    indices = _typed(value, list, path)
+    if not 0 < len(indices) <= size:
+        raise PlanError(f"{path}: between 1 and {size} indices must be kept, not {len(indices)}")
+    last = -1
+    for i, index in enumerate(indices):
+        if _typed(index, int, f"{path}[{i}]") <= last or index >= size:
+            raise PlanError(f"{path}[{i}]: indices must be strictly increasing and below {size}; found {index} after {last}")
+        last = index
+    return tuple(indices)

@@ -1,0 +1,149 @@
+"""Planning: scores and a ratio become a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
+from .graph import ChannelGraph, Group
+from .importance import NAMED, Importance, Scores
+from .labels import IntArray
+from .plan import PruningPlan
+from .rules.checks import View
+
+SCOPES = ("local", "global")
+
+
+def plan(
+    graph: ChannelGraph,
+    importance: str | Importance = "l1",
+    ratio: float = 0.5,
+    scope: str = "local",
+    exclude: str | Iterable[str] = (),
+) -> PruningPlan:
+    """Ranks the units of `graph` and decides which of them go.
+
+    Args:
+        importance: `"l1"`, or any function of a `Group` that returns one score for each of its units.
+        ratio: the fraction of units to remove, at least 0 and below 1; of each group (`scope="local"`,
+            rounded down), or of all groups together (`scope="global"`, scores divided by their group's mean).
+            One unit of every group always stays.
+        exclude: patterns (`"layer1.*"`, `"fc"`) of layers or parameters whose filters all stay.
+
+    Ties are broken by index, the first going first. The same graph and settings give the same plan, byte for byte.
+
+    Raises ArgumentError, ArgumentTypeError, UnknownNameError (an `exclude` pattern matches nothing),
+    NonFiniteError, and NothingToPruneError with the reasons if every unit is fixed or excluded.
+    """
+    ratio = check_ratio(ratio)
+    if scope not in SCOPES:
+        raise ArgumentError(f"scope must be one of {', '.join(map(repr, SCOPES))}, not {scope!r}")
+    measure = find_importance(importance)
+    groups = _included(graph, [exclude] if isinstance(exclude, str) else list(exclude))
+    scores = [_scores(measure, group) for group in groups]
+    chosen = _local(groups, scores, ratio) if scope == "local" else _global(groups, scores, ratio)
+    return settle(graph, np.concatenate([np.zeros(0, np.int64), *chosen]))
+
+
+def check_ratio(ratio: Any) -> float:
+    """A number from 0 up to, but not including, 1."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float | np.number):
+        raise ArgumentTypeError(f"ratio must be a number in [0, 1), not {ratio!r}")
+    if not 0 <= ratio < 1:
+        raise ArgumentError(f"ratio must be in [0, 1): the fraction of channels to remove; {ratio!r} was given")
+    return float(ratio)
+
+
+def find_importance(importance: Any) -> Importance:
+    """An importance by its name, or the function itself."""
+    if isinstance(importance, str):
+        if importance not in NAMED:
+            raise ArgumentError(f"importance must be one of {', '.join(map(repr, NAMED))} or a function, not {importance!r}")
+        return NAMED[importance]()
+    if not callable(importance):
+        raise ArgumentTypeError(f"importance must be a name or a function of a group, not {importance!r}")
+    return importance
+
+
+def _included(graph: ChannelGraph, exclude: list[str]) -> list[Group]:
+    out = {name for pattern in exclude for name in graph.matching(pattern)}
+    groups = [g for g in graph.groups if not any(s.produces and s.name in out for s in g.slices)]
+    if not any(len(g) > 1 for g in groups):
+        reasons = [f"{count} x {why}" for why, count in graph.reasons().items()]
+        if graph.groups and len(groups) < len(graph.groups):
+            reasons.insert(0, f"{len(graph.groups) - len(groups)} groups are excluded")
+        listed = "".join(f"\n  {reason}" for reason in reasons[:12]) or "\n  the model has no parameters"
+        raise NothingToPruneError(f"nothing to prune:{listed}")
+    return groups
+
+
+def _scores(measure: Importance, group: Group) -> Scores:
+    scores = np.asarray(measure(group), np.float64)
+    if scores.shape != (len(group),):
+        raise ArgumentError(f"an importance must return one score for each of the {len(group)} units of {group.name}, not {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ArgumentError(f"the importance of {group.name} holds {int((~np.isfinite(scores)).sum())} values that are NaN or infinite")
+    return scores
+
+
+def _local(groups: list[Group], scores: list[Scores], ratio: float) -> list[IntArray]:
+    chosen = []
+    for group, values in zip(groups, scores, strict=True):
+        count = min(math.floor(ratio * len(group) + 1e-9), len(group) - 1)
+        chosen.append(group.units[np.argsort(values, kind="stable")[:count]])
+    return chosen
+
+
+def _global(groups: list[Group], scores: list[Scores], ratio: float) -> list[IntArray]:
+    relative = [values / max(values.mean(), np.finfo(np.float64).tiny) for values in scores]
+    free = []  # the best unit of every group stays
+    for group, values in zip(groups, relative, strict=True):
+        free.append(np.argsort(values, kind="stable")[: len(group) - 1])
+    pool = np.concatenate([values[order] for values, order in zip(relative, free, strict=True)])
+    units = np.concatenate([group.units[order] for group, order in zip(groups, free, strict=True)])
+    count = math.floor(ratio * sum(map(len, groups)) + 1e-9)
+    return [units[np.argsort(pool, kind="stable")[:count]]]
+
+
+def settle(graph: ChannelGraph, removed: IntArray) -> PruningPlan:
+    """The plan that removes these units, less those that some operation turns out to need."""
+    roots = graph.space.couplings.roots()
+    notes: list[str] = []
+    while True:
+        view = graph.view(removed)
+        needed = np.zeros(int(roots.max()) + 1, bool)
+        for check in graph.space.checks:
+            if not check.holds(view):
+                notes.append(check.why)
+                for labels in check.labels:
+                    needed[roots[labels]] = True
+        for labels in _emptied(graph, view):
+            notes.append("a value would be left empty")
+            needed[roots[labels]] = True
+        if not needed[removed].any():
+            return _freeze(graph, view, tuple(dict.fromkeys(notes)))
+        removed = removed[~needed[removed]]
+
+
+def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
+    from .rules.site import labels_in
+
+    return [c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates if view.removed[c].all()]
+
+
+def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
+    kept = {}
+    sizes = {}
+    for name, labels in graph.space.parameters.items():
+        dims = view.kept(labels)
+        if dims:
+            kept[name] = {dim: tuple(indices.tolist()) for dim, indices in sorted(dims.items())}
+            sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
+    attributes: dict[str, dict[str, int]] = {}
+    for leaf, value in graph.space.attributes(view).items():
+        attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
+    return PruningPlan(kept, attributes, sizes, graph.fingerprint, notes)

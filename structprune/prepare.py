@@ -1,0 +1,96 @@
+"""What callers hand in, checked and put into one form before anything else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
+from .trace import Call, tensors_in
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The plain module inside a wrapper that is safe to open; raises UnsupportedModelError for what is not one."""
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UnsupportedModelError("an ExportedProgram has no Python forward to prune; pass the nn.Module it was exported from")
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        return unwrap(model._orig_mod)
+    return model
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises UnsupportedModelError, with the path and the way out, for models that cannot be sliced."""
+    for path, module in model.named_modules():
+        where = f"the module {path!r}" if path else "the model"
+        kind = type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule) and not path:
+            raise UnsupportedModelError("the model is scripted (torch.jit); pass the nn.Module it was scripted from")
+        if "quantized" in type(module).__module__ and not type(module).__module__.startswith("structprune"):
+            raise UnsupportedModelError(f"{where} is quantised ({kind}); prune the float model, then quantise it")
+        if "FullyShardedDataParallel" in kind or "FSDP" in kind:
+            raise UnsupportedModelError(f"{where} is sharded ({kind}); prune before wrapping it, or pass the gathered module")
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                _check_tensor(f"{path}.{name}" if path else name, tensor)
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise UnsupportedModelError(f"{name} is lazy and has no shape yet; run the model once on real inputs first")
+    if type(tensor).__name__ == "DTensor":
+        raise UnsupportedModelError(f"{name} is a DTensor; pass the model with full tensors (`full_tensor()`)")
+    if tensor.is_nested:
+        raise UnsupportedModelError(f"{name} is a NestedTensor; pass the model with dense parameters")
+    if tensor.layout != torch.strided:
+        raise UnsupportedModelError(f"{name} is sparse ({tensor.layout}); pass the model with dense parameters (`to_dense()`)")
+    if tensor.is_quantized:
+        raise UnsupportedModelError(f"{name} is quantised; prune the float model, then quantise it")
+
+
+def calls_of(example_inputs: Any) -> list[Call]:
+    """Example inputs as calls: a tensor, a tuple of arguments, a dict of keyword arguments, or a list of those."""
+    several = example_inputs if isinstance(example_inputs, list) else [example_inputs]
+    if not several:
+        raise ExampleInputsError("example_inputs is an empty list: give at least one call of the model")
+    return [_call(one) for one in several]
+
+
+def _call(one: Any) -> Call:
+    if isinstance(one, Tensor):
+        call = Call((one,), {})
+    elif isinstance(one, tuple):
+        call = Call(one, {})
+    elif isinstance(one, Mapping):
+        call = Call((), dict(one))
+    else:
+        raise ArgumentTypeError(
+            "example_inputs must be a tensor, a tuple of positional arguments, a dict of keyword arguments, "
+            f"or a list of those, not {type(one).__name__}"
+        )
+    for tensor in tensors_in((call.args, dict(call.kwargs))):
+        if tensor.numel() == 0:
+            raise ExampleInputsError(f"example_inputs holds an empty tensor of shape {tuple(tensor.shape)}")
+    return call
+
+
+def check_placement(model: nn.Module, calls: Iterable[Call]) -> None:
+    """Device and dtype are compared before the model runs: PyTorch's own errors come from deep inside."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    if not weights:
+        return
+    devices = {p.device for p in weights}
+    dtypes = {p.dtype for p in weights}
+    for call in calls:
+        for tensor in tensors_in((call.args, dict(call.kwargs))):
+            if len(devices) == 1 and tensor.device not in devices and tensor.ndim:
+                raise ExampleInputsError(f"example_inputs is on {tensor.device}, the model on {next(iter(devices))}")
+            if tensor.is_floating_point() and len(dtypes) == 1 and tensor.dtype not in dtypes and tensor.ndim:
+                raise ExampleInputsError(f"example_inputs is {tensor.dtype}, the model {next(iter(dtypes))}")

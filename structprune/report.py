@@ -1,0 +1,65 @@
+"""The report of a pruning: printed as a table, or as a dict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .verify import Verification
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pruning did: sizes before and after, widths by layer, verification, and what stayed, with reasons."""
+
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    widths: dict[str, tuple[int, int]]
+    verification: Verification | None
+    fixed: dict[str, str]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        check = self.verification
+        return {
+            "params": list(self.params),
+            "macs": list(self.macs),
+            "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "verification": None if check is None else {
+                "ok": check.ok, "max_abs_error": check.max_abs_error, "max_rel_error": check.max_rel_error,
+                "first_difference": check.first_difference, "comparisons": [vars(c) for c in check.comparisons],
+            },
+            "fixed": self.fixed,
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+    def __rich__(self) -> Table:
+        table = Table(title="structprune", title_justify="left", caption=self._caption(), caption_justify="left")
+        table.add_column("layer")
+        for heading in ("before", "after"):
+            table.add_column(heading, justify="right")
+        for name, (before, after) in self.widths.items():
+            table.add_row(name, str(before), str(after))
+        table.add_section()
+        for name, (before, after) in {"parameters": self.params, "MACs": self.macs}.items():
+            table.add_row(name, f"{before:,}", f"{after:,} ({after / max(before, 1):.0%})")
+        return table
+
+    def _caption(self) -> str:
+        reasons: dict[str, int] = {}
+        for why in self.fixed.values():
+            reasons[why] = reasons.get(why, 0) + 1
+        kept = [f"kept, {count} x: {why}" for why, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]]
+        return "\n".join([str(self.verification or "not verified"), *self.notes, *kept])
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()

@@ -1,0 +1,33 @@
+"""Rules: what each operation does to the labels of its arguments.
+
+A rule is a function of a `Site` and of the operation's own arguments, with `Labels` in place of tensors,
+that returns the `Labels` of the result. It is registered under the operation's ATen name:
+
+    @rule("linear")
+    def linear(site, input, weight, bias=None): ...
+
+An operation without a rule fixes everything it touches.
+"""
+
+from __future__ import annotations
+
+from ..ops import is_pointwise
+from . import attention, contraction, indexing, movement, normalization, pointwise, reduction, shaping, spatial
+from .site import RULES, Site, rule
+
+__all__ = ["RULES", "Site", "apply_rule", "has_rule", "rule"]
+
+_FAMILIES = (attention, contraction, indexing, movement, normalization, pointwise, reduction, shaping, spatial)
+
+
+def has_rule(name: str) -> bool:
+    """Whether the operation is understood; else it is opened (if it is Python) or fixed."""
+    return name in RULES or is_pointwise(name)
+
+
+def apply_rule(site: Site, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """The labels of what `site.node` computes."""
+    known = RULES.get(site.name)
+    if known is None:
+        known = pointwise.pointwise if is_pointwise(site.name) and site.has_shape else site.unknown
+    return known(site, *args, **kwargs)

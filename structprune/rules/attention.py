@@ -1,0 +1,1 @@
+"""Attention and matrix products between values."""

@@ -1,0 +1,143 @@
+"""Checks: that pruning a value and then moving it equals moving it and then pruning it.
+
+They run on index numbers alone, with the sizes that the pruned model will really pass, for every plan
+before a weight is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..labels import BoolArray, IntArray, Labels, compress
+from ..sizes import AttributeOf, DimOf, Size, evaluate
+
+
+class View:
+    """The model under a plan: which indices are kept, and what every size becomes."""
+
+    def __init__(
+        self,
+        removed: BoolArray,
+        values: Mapping[fx.Node, Any],
+        attribute: Callable[[View, AttributeOf], int],
+    ) -> None:
+        self.removed = removed  # by label
+        self.values = values
+        self.attributes: dict[AttributeOf, int] = {}
+        self._attribute = attribute
+        self._kept: dict[int, dict[int, IntArray]] = {}
+
+    def kept(self, labels: Labels) -> dict[int, IntArray]:
+        """The indices that stay, for each dimension that shrinks."""
+        if id(labels) not in self._kept:
+            found: dict[int, IntArray] = {}
+            for coordinate in labels.coordinates:
+                gone = self.removed[coordinate]
+                if gone.any():
+                    for dim, size in enumerate(coordinate.shape):
+                        if size > 1:
+                            lost = gone.all(axis=tuple(d for d in range(gone.ndim) if d != dim))
+                            if lost.any():
+                                found[dim] = np.flatnonzero(~lost)
+            self._kept[id(labels)] = found
+        return self._kept[id(labels)]
+
+    def shape(self, labels: Labels) -> tuple[int, ...]:
+        """The pruned shape of a value."""
+        kept = self.kept(labels)
+        return tuple(len(kept[d]) if d in kept else n for d, n in enumerate(labels.shape))
+
+    def leaf(self, origin: DimOf | AttributeOf) -> int:
+        """The pruned size of a dimension, or the new value of an attribute."""
+        if isinstance(origin, DimOf):
+            labels = self.values.get(origin.value)
+            return (self.shape(labels) if isinstance(labels, Labels) else origin.value.meta["shape"])[origin.dim]
+        if origin in self.attributes:
+            return self.attributes[origin]
+        return self._attribute(self, origin)
+
+    def evaluate(self, argument: Any) -> Any:
+        """Arguments with the sizes that the pruned model will pass."""
+        if isinstance(argument, Size):
+            return evaluate(argument, self.leaf)
+        if isinstance(argument, list | tuple):
+            return type(argument)(self.evaluate(a) for a in argument) if not isinstance(argument, torch.Size) else argument
+        if isinstance(argument, dict):
+            return {k: self.evaluate(v) for k, v in argument.items()}
+        if isinstance(argument, slice):
+            return slice(*(self.evaluate(a) for a in (argument.start, argument.stop, argument.step)))
+        return argument
+
+
+def take(array: IntArray, kept: Mapping[int, IntArray]) -> IntArray:
+    """The array without what is not kept, along the dimensions over which it varies."""
+    for dim, indices in kept.items():
+        if array.shape[dim] > 1:
+            array = array.take(indices, axis=dim)
+    return array
+
+
+class Check(Protocol):
+    """Something that must hold under a plan; `labels` are fixed if it does not."""
+
+    node: fx.Node
+    labels: list[IntArray]
+    why: str
+
+    def holds(self, view: View) -> bool: ...
+
+
+@dataclass
+class Requirement:
+    """A size that the code passes must be what the pruned value has."""
+
+    node: fx.Node
+    size: Size
+    expected: Callable[[View], int]
+    labels: list[IntArray]
+    why: str
+
+    def holds(self, view: View) -> bool:
+        return bool(view.evaluate(self.size) == self.expected(view))
+
+
+@dataclass
+class Movement:
+    """One value is moved about: `run` maps an index array and arguments to the moved array or arrays."""
+
+    node: fx.Node
+    run: Callable[..., Any]
+    source: Labels
+    results: dict[int, Labels]
+    labels: list[IntArray]
+    why: str
+
+    def holds(self, view: View) -> bool:
+        kept = view.kept(self.source)
+        small_shape = view.shape(self.source)
+        arguments = self.node.args[1:], self.node.kwargs
+        small_arguments = view.evaluate(arguments[0]), view.evaluate(arguments[1])
+        for coordinate in self.source.coordinates:
+            index = np.arange(1, coordinate.size + 1).reshape(coordinate.shape)
+            try:
+                small = self.run(take(index, kept), small_shape, *small_arguments)
+            except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
+                return False
+            full = self.run(index, self.source.shape, *arguments)
+            if len(small) != len(full):
+                return False
+            for i, labels in self.results.items():
+                expected = np.broadcast_to(full[i], labels.shape)
+                for dim, indices in view.kept(labels).items():
+                    expected = expected.take(indices, axis=dim) if expected.strides[dim] else expected[
+                        (slice(None),) * dim + (slice(0, len(indices)),)
+                    ]
+                if small[i].shape != expected.shape or not np.array_equal(compress(small[i]), compress(expected)):
+                    return False
+        return True

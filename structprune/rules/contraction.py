@@ -1,0 +1,166 @@
+"""Sums of products: what is summed over is coupled, the rest is carried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from ..labels import IntArray, Labels
+from ..sizes import Size
+from .checks import Requirement
+from .site import Site, rule
+
+
+def place(vector: IntArray | None, rank: int, dim: int) -> list[IntArray]:
+    """A coordinate along one dimension of a value of this rank."""
+    return [] if vector is None else [vector.reshape([-1 if d == dim % rank else 1 for d in range(rank)])]
+
+
+@rule("linear")
+def linear(site: Site, input: Labels, weight: Labels, bias: Labels | None = None) -> Any:
+    """[..., I] x [O, I] -> [..., O]"""
+    if weight.ndim != 2:
+        return site.unknown(input, weight, bias)
+    site.join(input, -1, weight, 1)
+    out = site.vector(weight, 0)
+    site.produce(out)
+    if bias is not None:
+        out = site.join(weight, 0, bias, 0)
+    return site.merge(site.shape, [*input.without((-1,)), *place(out, len(site.shape), -1)])
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(
+    site: Site, input: Labels, weight: Labels, bias: Labels | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Labels:  # fmt: skip
+    """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]"""
+    rank = weight.ndim - 2
+    input = site.hold(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
+    weight = site.hold(weight, range(2, weight.ndim), "it is a kernel size")
+    channel = input.ndim - rank - 1
+    if int(groups) == 1:
+        site.join(input, channel, weight, 1)
+        out = site.vector(weight, 0)
+        site.produce(out)
+    else:
+        out = _grouped(site, input, channel, weight, groups)
+    if bias is not None:
+        out = _bias(site, out, weight, bias)
+    return site.merge(site.shape, [*input.without((channel,)), *place(out, input.ndim, channel)])
+
+
+def _bias(site: Site, out: IntArray | None, weight: Labels, bias: Labels) -> IntArray | None:
+    values = site.vector(bias, 0)
+    if out is not None and values is not None:
+        site.couple(out, values)
+        return out
+    for labels in (out, values):
+        if labels is not None:
+            site.fix(labels, f"it meets {site.describe(bias)} of {site.describe(weight)}, which is fixed")
+    return None
+
+
+def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: int) -> IntArray | None:
+    """Inputs are a [groups, i] grid and outputs a [groups, o] grid: whole groups leave, or whole columns.
+
+    The weight [groups * o, i] shares its dimension 1 between the groups. Columns leave index j of every
+    group; that suits few wide groups. Rows leave all of a group, and `groups` itself changes.
+    """
+    count = int(groups)
+    inside, out = site.vector(weight, 1), site.vector(weight, 0)
+    sources = site.vector(input, channel)
+    site.produce(out)
+    outputs = out.reshape(count, -1) if out is not None else None
+    grid = sources.reshape(count, -1) if sources is not None else None
+    widest = max(weight.shape[0] // count, weight.shape[1])
+    if grid is not None and outputs is not None and isinstance(groups, Size) and count >= widest:
+        site.couple(grid, grid[:, :1])
+        site.couple(outputs, grid[:, :1])
+        if inside is not None:
+            site.fix(inside, "its convolution loses whole groups")
+        _require_groups(site, groups, grid[:, 0])
+        return out
+    if outputs is not None:
+        site.couple(outputs, outputs[:1])
+    if inside is None or grid is None:
+        for labels in (inside, grid):
+            if labels is not None:
+                site.fix(labels, "the inputs of a grouped convolution meet a fixed size")
+    else:
+        site.couple(grid, inside.reshape(1, -1))
+    return out
+
+
+def _require_groups(site: Site, groups: Size, units: IntArray) -> None:
+    """As many groups as are kept."""
+    site.checks.append(
+        Requirement(
+            site.node, groups, lambda view: int((~view.removed[units]).sum()), [units], "its groups cannot be changed"
+        )
+    )
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    site: Site, input: Labels, weight: Labels, bias: Labels | None = None,
+    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Labels:  # fmt: skip
+    """[N, I, ...] x [I, O / groups, ...] -> [N, O, ...]"""
+    rank = weight.ndim - 2
+    input = site.hold(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
+    weight = site.hold(weight, range(2, weight.ndim), "it is a kernel size")
+    channel = input.ndim - rank - 1
+    count = int(groups)
+    sources = site.join(input, channel, weight, 0)
+    inside = site.vector(weight, 1)
+    if count == 1:
+        site.produce(inside)
+        out = inside
+    else:
+        grid = sources.reshape(count, -1) if sources is not None else None
+        width = weight.shape[1]
+        if grid is not None and isinstance(groups, Size) and count >= max(width, grid.shape[1]):
+            site.couple(grid, grid[:, :1])
+            if inside is not None:
+                site.fix(inside, "its convolution loses whole groups")
+            site.produce(site.vector(weight, 0))
+            _require_groups(site, groups, grid[:, 0])
+            out = np.repeat(grid[:, 0], width)
+        else:
+            if grid is not None:
+                site.couple(grid, grid[:1])
+            site.produce(inside)
+            out = np.tile(inside, count) if inside is not None else None
+    if bias is not None:
+        out = _bias(site, out, weight, bias)
+    return site.merge(site.shape, [*input.without((channel,)), *place(out, input.ndim, channel)])
+
+
+@rule("bilinear")
+def bilinear(site: Site, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """[..., I] x [..., J] x [O, I, J] -> [..., O]"""
+    site.join(input1, -1, weight, 1)
+    site.join(input2, -1, weight, 2)
+    out = site.vector(weight, 0)
+    site.produce(out)
+    if bias is not None:
+        out = site.join(weight, 0, bias, 0)
+    rank = len(site.shape)
+    leading = site.broadcast(
+        [Labels(v.shape[:-1], tuple(c[..., 0] for c in v.without((-1,)))) for v in (input1, input2)], site.shape[:-1]
+    )
+    return site.merge(site.shape, [*(c[..., None] for c in leading.coordinates), *place(out, rank, -1)])
+
+
+@rule("embedding")
+def embedding(site: Site, *args: Any, **kwargs: Any) -> Labels:
+    """[V, C] looked up at [...] -> [..., C]; `torch.embedding` and `F.embedding` order their arguments differently."""
+    nodes = [*site.node.args, *site.node.kwargs.values()]
+    tables = [site.values[n] for n in nodes if isinstance(n, fx.Node) and n.meta["dtype"].is_floating_point]
+    weight = site.hold(tables[0], (0,), "it counts the entries of a table")
+    out = site.vector(weight, 1)
+    site.produce(out)
+    return site.merge(site.shape, place(out, len(site.shape), -1))

@@ -1,0 +1,110 @@
+"""Subscripts and gathers: slices are run on the labels, positions held in tensors are fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..labels import Labels
+from .movement import move
+from .site import Site, labels_in, rule
+
+
+def expand_index(index: Any, rank: int, consumed: Sequence[int]) -> list[tuple[Any, list[int]]]:
+    """Each entry of a subscript with the dimensions of the input that it works on."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if not any(e is Ellipsis for e in entries):
+        entries.append(Ellipsis)
+    skipped = rank - sum(consumed)
+    found, dim, widths = [], 0, iter(consumed)
+    for entry in entries:
+        width = skipped if entry is Ellipsis else next(widths) if entry is not None else 0
+        found.append((entry, list(range(dim, dim + width))))
+        dim += width
+    return found
+
+
+def _widths(site: Site, index: Any) -> list[int]:
+    """How many dimensions each entry uses up (masks of rank k use k)."""
+    entries = index if isinstance(index, tuple) else (index,)
+    nodes = site.node.args[1] if len(site.node.args) > 1 else None
+    raw = nodes if isinstance(nodes, tuple) else (nodes,)
+    widths = []
+    for entry, node in zip(entries, raw, strict=True):
+        if entry is None or entry is Ellipsis:
+            continue
+        masked = isinstance(entry, Labels) and node.meta["dtype"] == torch.bool  # type: ignore[union-attr]
+        widths.append(entry.ndim if masked else 1)
+    return widths
+
+
+@rule("getitem")
+def getitem(site: Site, input: Labels, index: Any) -> Any:
+    """x[:, 2:8], x[..., 0], x[mask], x[:, positions]"""
+    if any(isinstance(e, bool) for e in (index if isinstance(index, tuple) else (index,))):
+        return site.unknown(input, index)
+    entries = expand_index(index, input.ndim, _widths(site, index))
+    site.freeze("it holds positions", index)
+    touched: list[int] = []
+    plain = []
+    for entry, dims in entries:
+        if isinstance(entry, Labels | list):
+            input = site.hold(input, dims, "it is indexed by a tensor of positions")
+            plain.extend(_stand_in(site, entry, len(dims)))
+        else:
+            plain.append(entry)
+            if isinstance(entry, int) or (isinstance(entry, slice) and entry != slice(None)):
+                touched.extend(dims)
+    if not site.has_shape:
+        return site.unknown(input)
+    return move(site, input, (tuple(plain),), {}, touched) if input.coordinates else Labels(site.shape)
+
+
+def _stand_in(site: Site, entry: Any, width: int) -> list[torch.Tensor]:
+    """Any positions will do along dimensions that are held; a mask of rank k stands for k of them."""
+    if isinstance(entry, list):
+        return [torch.zeros(len(entry), dtype=torch.int64)]
+    if width == entry.ndim and width > 1:
+        chosen = site.shape[0]  # masks come first in practice; otherwise the shapes disagree and the rule gives up
+        return [torch.zeros(chosen, dtype=torch.int64)] * width
+    return [torch.zeros(entry.shape, dtype=torch.int64)]
+
+
+@rule("setitem", "index_put")
+def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> Labels:
+    """What is written and what it is written into keep their sizes, unless whole dimensions are untouched."""
+    site.freeze(f"it is written into by position ({site.name})", index, value, input)
+    return Labels(site.shape)
+
+
+@rule("index_select")
+def index_select(site: Site, input: Labels, dim: int, index: Labels) -> Labels:
+    """Positions along one dimension."""
+    site.freeze("it holds positions", index)
+    return Labels(site.shape, site.hold(input, (int(dim),), "it is indexed by a tensor of positions").coordinates)
+
+
+@rule("gather", "take_along_dim")
+def gather(site: Site, input: Labels, dim: Any, index: Any = None, **kwargs: Any) -> Any:
+    """Positions along one dimension, different ones everywhere: the result is as large as the index."""
+    if not isinstance(dim, int) or not isinstance(index, Labels):
+        return site.unknown(input, dim, index)
+    held = site.hold(input, (int(dim),), "it is gathered by position")
+    return site.broadcast([Labels(site.shape, held.coordinates), Labels(site.shape, index.coordinates)], site.shape)
+
+
+@rule("item")
+def item(site: Site, values: Any, index: int) -> Any:
+    """One of several results."""
+    if isinstance(values, Labels):
+        return values
+    return values.get(index, Labels(site.shape)) if site.has_shape else values.get(index, values)
+
+
+@rule("one_hot", "nonzero", "bincount", "unique", "isin", "searchsorted", "bucketize")
+def positions(site: Site, *args: Any, **kwargs: Any) -> Any:
+    """Values are turned into positions."""
+    site.freeze(f"{site.name} turns it into positions", *labels_in((args, kwargs)))
+    return site.plain()

@@ -1,0 +1,167 @@
+"""Data movement: the operation itself is run on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..labels import IntArray, Labels, compress, varying
+from .checks import Movement
+from .site import Site, labels_in, rule
+
+
+def run_on(site: Site, array: IntArray, shape: Sequence[int], args: Any, kwargs: Any) -> list[IntArray]:
+    """Runs the site's operation on an index array, expanded to `shape`; several results come as several arrays."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).expand(tuple(shape))
+    out = site.node.target(tensor, *args, **kwargs)  # type: ignore[operator]
+    return [t.numpy() for t in (out if isinstance(out, list | tuple) else [out])]
+
+
+def move(site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[int] = ()) -> Any:
+    """Moves every coordinate; where a labelled dimension is `touched` by position or size, it will be checked."""
+    shapes = {0: site.shape} if site.has_shape else site.parts
+    moved: dict[int, list[IntArray]] = {i: [] for i in shapes}
+    for coordinate in input.coordinates:
+        for i, result in enumerate(run_on(site, coordinate, input.shape, args, kwargs)):
+            if i in moved:
+                moved[i].append(compress(result))
+    results = {i: site.merge(shape, moved[i]) for i, shape in shapes.items()}
+    watch(site, input, results, touched)
+    return results[0] if site.has_shape else results
+
+
+def watch(site: Site, input: Labels, results: dict[int, Labels], touched: Sequence[int]) -> None:
+    """Registers the check that pruning and moving commute, if a labelled dimension is touched."""
+    labels = [c for c in input.coordinates if any(d % input.ndim in varying(c) for d in touched)]
+    if labels:
+        run = lambda array, shape, args, kwargs: run_on(site, array, shape, args, kwargs)  # noqa: E731
+        why = f"{site.name} with these positions or sizes does not commute with removing channels"
+        site.checks.append(Movement(site.node, run, input, results, labels, why))
+
+
+@rule(
+    "permute", "transpose", "t", "T", "mT", "H", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
+    "unsqueeze", "flip", "fliplr", "flipud", "view_as_real", "view_as_complex",
+)  # fmt: skip
+def free(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Nothing here depends on how many channels there are."""
+    if site.name in ("view_as_real", "view_as_complex"):
+        pad = site.name == "view_as_real"
+        coordinates = input.coordinates if pad else site.hold(input, (-1,), "it holds real and imaginary parts").coordinates
+        return site.merge(site.shape, [c[..., None] if pad else c[..., 0] for c in coordinates])
+    return move(site, input, args, kwargs)
+
+
+@rule("squeeze")
+def squeeze(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Free, but a dimension that shrinks to one would vanish."""
+    return move(site, input, args, kwargs, touched=range(input.ndim))
+
+
+@rule("roll", "narrow", "tensor_split", "unbind", "select", "tril", "triu", "diagonal", "rot90", "unfold")
+def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Positions count: checked wherever a labelled dimension takes part."""
+    site.freeze("it is a position", args, kwargs)
+    dims = [a for a in (*args, *kwargs.values()) if isinstance(a, int)]
+    touched: Sequence[int] = range(input.ndim)
+    if site.name in ("narrow", "select", "unbind", "unfold") and input.ndim:
+        touched = (int(kwargs.get("dim", kwargs.get("dimension", dims[0] if dims else 0))) % input.ndim,)
+    return move(site, input, args, kwargs, touched)
+
+
+@rule("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
+def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: Any) -> Any:
+    """Equal parts stay equal: index j of every part goes together. Unequal parts are checked."""
+    dim = int(dim) % input.ndim
+    if sizes is None:
+        sizes = kwargs.pop("chunks", None) or kwargs.pop("split_size_or_sections", None) or kwargs.pop("split_size", None)
+    widths = {shape[dim] for shape in site.parts.values()}
+    labels = site.vector(input, dim)
+    parts = -(-input.shape[dim] // max(widths, default=1))
+    if labels is not None and len(widths) == 1 and parts > 1 and len(labels) % parts == 0 and _adapts(site, sizes):
+        grid = labels.reshape(parts, -1)
+        site.couple(grid, grid[:1])
+    arguments, keywords = site.node.args[1:], site.node.kwargs
+    return move(site, input, arguments, keywords, touched=(dim,))
+
+
+def _adapts(site: Site, sizes: Any) -> bool:
+    """`chunk(n)` follows the input; `split(32)` with a written 32 does not."""
+    return "chunk" in site.name or any(type(s) is not int for s in (sizes if isinstance(sizes, list | tuple) else [sizes]))
+
+
+@rule("repeat", "tile", "repeat_interleave")
+def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
+    """Copies of everything, in blocks or one by one."""
+    site.freeze("it counts repetitions", repeats, kwargs)
+    if any(True for _ in labels_in((repeats, kwargs))):
+        site.freeze("it is repeated unevenly", input)
+        return Labels(site.shape)
+    return move(site, input, repeats, kwargs, touched=range(input.ndim))
+
+
+@rule("expand", "broadcast_to")
+def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
+    """New dimensions take the labels of the dimension their size was read from."""
+    target = sizes[0] if sizes and isinstance(sizes[0], list | tuple) else sizes or kwargs.get("size", kwargs.get("shape"))
+    rank = len(site.shape)
+    missing = rank - input.ndim
+    coordinates = [c.reshape((1,) * missing + c.shape) for c in input.coordinates]
+    for d, size in enumerate(target):
+        own = d >= missing and input.shape[d - missing] > 1
+        vector = site.sized_like(size)
+        if vector is not None and not own:
+            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
+    result = site.merge(site.shape, coordinates)
+    watch(site, input, {0: result}, range(input.ndim))
+    return result
+
+
+@rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack")
+def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
+    """Labels are laid end to end along `dim` and meet along the others."""
+    rank = len(site.shape)
+    dim = int(kwargs.get("axis", dim)) % rank
+    values = [t for t in tensors if t.shape != (0,)]
+    if site.name in ("hstack", "vstack", "dstack"):
+        if any(t.ndim != rank for t in values):
+            return site.unknown(values)
+        dim = {"hstack": min(1, rank - 1), "vstack": 0, "dstack": 2}[site.name]
+    ends: list[IntArray] = []
+    across: list[Labels] = []
+    for value in values:
+        along = value.along(dim)
+        if along is not None:
+            others = [d for d in varying(along) if d != dim]
+            along = site.hold_coordinate(along, others, "it is concatenated")
+        shape = [value.shape[d] if d == dim else 1 for d in range(rank)]
+        ends.append(along if along is not None else np.zeros(shape, np.int64))
+        across.append(Labels((*value.shape[:dim], 1, *value.shape[dim + 1 :]), value.without((dim,))))
+    rest = site.broadcast(across, (*site.shape[:dim], 1, *site.shape[dim + 1 :]))
+    end = np.concatenate(ends, axis=dim)
+    return site.merge(site.shape, [*rest.coordinates, *([end] if end.any() else [])])
+
+
+@rule("stack")
+def stack(site: Site, tensors: Sequence[Labels], dim: int = 0) -> Labels:
+    """Values meet, along a new dimension that is fixed."""
+    together = site.broadcast(list(tensors), tensors[0].shape)
+    return Labels(site.shape, tuple(np.expand_dims(c, int(dim) % len(site.shape)) for c in together.coordinates))
+
+
+@rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
+def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
+    """A new value whose sizes may have been read from other values."""
+    if args and isinstance(args[0], Labels):
+        args = args[1:]
+    site.freeze("it fills a new value", args, kwargs)
+    sizes = args[0] if args and isinstance(args[0], list | tuple) else kwargs.get("size", args)
+    coordinates = []
+    for d, size in enumerate(sizes[: len(site.shape)]):
+        vector = site.sized_like(size)
+        if vector is not None:
+            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(len(site.shape))]))
+    return site.merge(site.shape, coordinates)

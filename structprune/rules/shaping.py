@@ -1,0 +1,146 @@
+"""Reshaping in all its spellings: dimensions are regrouped, and labels with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..labels import IntArray, Labels, compress, varying
+from ..sizes import AttributeOf, Size
+from .checks import Requirement, View, take
+from .site import Site, rule
+
+Regrouping = list[tuple[list[int], list[int]]]
+
+
+def regroup(source: Sequence[int], target: Sequence[int]) -> Regrouping:
+    """The finest groups of dimensions with equal products: (2, 6, 5) -> (2, 3, 2, 5) is [0|0], [1|1 2], [2|3]."""
+    groups: Regrouping = []
+    i = j = 0
+    while i < len(source) or j < len(target):
+        left, right = [], []
+        a = b = 1
+        if i < len(source):
+            a, left, i = source[i], [i], i + 1
+        if j < len(target):
+            b, right, j = target[j], [j], j + 1
+        while a != b:
+            if a < b and i < len(source):
+                a, left, i = a * source[i], [*left, i], i + 1
+            elif j < len(target):
+                b, right, j = b * target[j], [*right, j], j + 1
+            else:
+                a, left, i = a * source[i], [*left, i], i + 1
+        groups.append((left, right))
+    return groups
+
+
+def reshape_index(array: IntArray, source: Sequence[int], target: Sequence[int]) -> IntArray:
+    """Reshapes an array that is constant along some dimensions, filling up only the groups over which it varies."""
+    full, shape = list(array.shape), [1] * len(target)
+    for left, right in regroup(source, target):
+        if any(array.shape[d] > 1 for d in left):
+            for d in left:
+                full[d] = source[d]
+            for d in right:
+                shape[d] = target[d]
+    return np.broadcast_to(array, full).reshape(shape)
+
+
+@dataclass
+class Reshaping:
+    """The pruned value, reshaped with the sizes that the code will pass, must be the reshaped value, pruned."""
+
+    site: Site
+    source: Labels
+    result: Labels
+    labels: list[IntArray]
+    why: str
+
+    @property
+    def node(self) -> fx.Node:
+        return self.site.node
+
+    def holds(self, view: View) -> bool:
+        small_source, small_result = view.shape(self.source), view.shape(self.result)
+        args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
+        others = [
+            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, fx.Node) else a for a in args
+        ]
+        try:
+            out = self.node.target(torch.empty(small_source, device="meta"), *others, **kwargs)  # type: ignore
+        except (RuntimeError, ValueError):  # the sizes do not fit: what the check is for
+            return False
+        if tuple(out.shape) != small_result:
+            return False
+        for left, right in regroup(self.source.shape, self.result.shape):
+            if any(self.source.along(d) is not None for d in left):
+                index = self._index(left)
+                small = reshape_index(take(index, view.kept(self.source)), small_source, small_result)
+                full = reshape_index(index, self.source.shape, self.result.shape)
+                if not np.array_equal(small, take(full, view.kept(self.result))):
+                    return False
+        return True
+
+    def _index(self, dims: list[int]) -> IntArray:
+        shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
+        return np.arange(int(np.prod(shape))).reshape(shape)
+
+
+def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
+    """The dimensions of the result whose size is a number in the code."""
+    return [d for d, n in enumerate(sizes) if type(n) is int and n != -1]
+
+
+def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -> Labels:
+    """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on."""
+    if not input.coordinates:
+        return Labels(site.shape)
+    coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
+    literal = [d + offset for d in literal_dims(site, sizes)]
+    if literal:
+        written = ", ".join(str(site.shape[d]) for d in literal)
+        why = f"{site.name} is given the size {written}, written in the code"
+        coordinates = [site.hold_coordinate(c, literal, why) for c in coordinates]
+    result = site.merge(site.shape, coordinates)
+    for d, size in enumerate(sizes, offset):
+        if isinstance(size, Size) and isinstance(size.origin, AttributeOf) and result.along(d) is not None:
+            _require(site, size, result, d)
+    why = f"{site.name} with these sizes does not commute with removing channels"
+    site.checks.append(Reshaping(site, input, result, list(input.coordinates), why))
+    return result
+
+
+def _require(site: Site, size: Size, result: Labels, dim: int) -> None:
+    origin = size.origin
+    assert isinstance(origin, AttributeOf)
+    why = f"{origin.module}.{origin.name} cannot be both the old size and the new one"
+    labels = [c for c in result.coordinates if dim in varying(c)]
+    site.checks.append(Requirement(site.node, size, lambda view: view.shape(result)[dim], labels, why))
+
+
+@rule("view", "reshape", "_unsafe_view", "reshape_symint")
+def view(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Any:
+    """x.view(2, -1), x.view((2, -1)), x.view(dtype)"""
+    if not sizes:
+        sizes = (kwargs.get("size", kwargs.get("shape", kwargs.get("dtype"))),)
+    if isinstance(sizes[0], torch.dtype):
+        return site.unknown(input)
+    return reshaped(site, input, sizes[0] if isinstance(sizes[0], list | tuple) else sizes)
+
+
+@rule("flatten", "ravel", "view_as", "reshape_as")
+def flatten(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Sizes follow from the values themselves."""
+    return reshaped(site, input, ())
+
+
+@rule("unflatten")
+def unflatten(site: Site, input: Labels, dim: int, sizes: Any, *args: Any) -> Labels:
+    """One dimension becomes several."""
+    return reshaped(site, input, list(sizes), int(dim) % input.ndim)

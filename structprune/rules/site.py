@@ -1,0 +1,212 @@
+"""The place where a rule is applied, and the vocabulary rules are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from ..labels import Couplings, IntArray, Labels, varying
+from ..sizes import Size
+from .checks import Check, Requirement
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule under the ATen names of its operations."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"two rules for {name}")
+            RULES[name] = function
+        return function
+
+    return register
+
+
+class Site:
+    """One node of the traced graph, as its rule sees it."""
+
+    def __init__(
+        self, node: fx.Node, values: dict[fx.Node, Any], couplings: Couplings, checks: list[Check | Requirement]
+    ) -> None:
+        self.node = node
+        self.name: str = node.meta["op"]
+        self.values = values
+        self.couplings = couplings
+        self.checks = checks
+        self.producing: list[IntArray] = []
+
+    # -- facts -------------------------------------------------------------------------------------------
+
+    @property
+    def has_shape(self) -> bool:
+        return "shape" in self.node.meta
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.node.meta["shape"]
+
+    @property
+    def parts(self) -> dict[int, tuple[int, ...]]:
+        """The shapes of the tensors among several results, by position."""
+        return {user.args[1]: user.meta["shape"] for user in self.node.users if "shape" in user.meta}  # type: ignore
+
+    def describe(self, value: Labels) -> str:
+        """Where an argument comes from, in words."""
+        node = next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)
+        if node is None or node.meta["op"] == "constant":
+            return "a constant"
+        if node.meta["op"] == "input":
+            return "the model's input"
+        if node.meta["op"] == "parameter":
+            return f"{node.meta['tensor']}"
+        return f"the result of {node.meta['op']}"
+
+    # -- couplings ---------------------------------------------------------------------------------------
+
+    def couple(self, a: IntArray, b: IntArray) -> None:
+        """Labels that meet here live or die together."""
+        self.couplings.couple(a, b, self.node)
+
+    def fix(self, labels: IntArray, why: str) -> None:
+        """Labels that cannot be removed."""
+        self.couplings.fix(labels, why, self.node)
+
+    def hold_coordinate(self, coordinate: IntArray, dims: Iterable[int], why: str) -> IntArray:
+        """The dimensions `dims` cannot shrink: the coordinate becomes constant along them, or fixed."""
+        dims = [d for d in dims if coordinate.shape[d] > 1]
+        if not dims:
+            return coordinate
+        first = coordinate[tuple(slice(0, 1) if d in dims else slice(None) for d in range(coordinate.ndim))]
+        if first.size == 1:
+            self.fix(coordinate, why)
+            return np.zeros_like(first)
+        self.couple(coordinate, np.broadcast_to(first, coordinate.shape))
+        return first
+
+    def hold(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
+        """The same value with `dims` held at their size."""
+        if not value.coordinates:
+            return value
+        dims = [d % value.ndim for d in dims]
+        return Labels.of(value.shape, [self.hold_coordinate(c, dims, why) for c in value.coordinates])
+
+    def vector(self, value: Labels, dim: int) -> IntArray | None:
+        """One label for each index of `dim`, the other dimensions sharing it; None if the dimension is fixed."""
+        coordinate = value.along(dim)
+        if coordinate is None:
+            return None
+        dim %= value.ndim
+        others = [d for d in varying(coordinate) if d != dim]
+        return self.hold_coordinate(coordinate, others, "").reshape(-1)
+
+    def join(self, a: Labels, dim: int, b: Labels, other_dim: int, why: str = "") -> IntArray | None:
+        """Dimension `dim` of `a` is summed or multiplied with `other_dim` of `b`; the labels they now share."""
+        left, right = self.vector(a, dim), self.vector(b, other_dim)
+        if left is not None and right is not None:
+            self.couple(left, right)
+        elif left is not None:
+            self.fix(left, why or f"it meets {self.describe(b)}, whose size is fixed")
+            return None
+        elif right is not None:
+            self.fix(right, why or f"it meets {self.describe(a)}, whose size is fixed")
+            return None
+        return left
+
+    def merge(self, shape: Sequence[int], coordinates: Iterable[IntArray], why: str = "one index is picked") -> Labels:
+        """A value from coordinates: those that share a dimension become one, single numbers are fixed."""
+        merged: list[IntArray] = []
+        for coordinate in coordinates:
+            if coordinate.size == 1:
+                if coordinate.any():
+                    self.fix(coordinate, why)
+                continue
+            for other in [m for m in merged if set(varying(m)) & set(varying(coordinate))]:
+                merged = [m for m in merged if m is not other]
+                self.couple(coordinate, other)
+                coordinate = np.broadcast_arrays(coordinate, other)[0]
+            merged.append(coordinate)
+        return Labels.of(shape, merged)
+
+    def broadcast(self, values: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
+        """Values that meet element by element, after broadcasting to `shape`."""
+        live = [v for v in values if v.coordinates]
+        if not live:
+            return Labels(shape)
+        if len(live) == 1 and live[0].ndim == len(shape) and all(v is live[0] or not any(v.shape) for v in values):
+            return Labels(shape, live[0].coordinates)
+        rank = len(shape)
+        met: list[IntArray] = []
+        for value in live:
+            for coordinate in value.coordinates:
+                coordinate = coordinate.reshape((1,) * (rank - value.ndim) + coordinate.shape)
+                for other in values:
+                    if other is not value:
+                        coordinate = self._against(coordinate, other, rank)
+                met.append(coordinate)
+        return self.merge(shape, met)
+
+    def _against(self, coordinate: IntArray, other: Labels, rank: int) -> IntArray:
+        """A dimension that shrinks here and has a fixed size over there is held."""
+        missing = rank - other.ndim
+        dims = [
+            d
+            for d in varying(coordinate)
+            if d >= missing and other.shape[d - missing] > 1 and other.along(d - missing) is None
+        ]
+        if not dims:
+            return coordinate
+        return self.hold_coordinate(coordinate, dims, f"it meets {self.describe(other)}, whose size is fixed")
+
+    def produce(self, labels: IntArray | None) -> None:
+        """These are output channels of a filter: what rankings by norm look at."""
+        if labels is not None:
+            self.producing.append(labels)
+
+    # -- sizes -------------------------------------------------------------------------------------------
+
+    def sized_like(self, size: Any) -> IntArray | None:
+        """The labels of the dimension that a size was read from, `x.shape[1]`."""
+        origin = size.origin if isinstance(size, Size) else None
+        value = self.values.get(getattr(origin, "value", None))  # type: ignore[arg-type]
+        return self.vector(value, origin.dim) if isinstance(value, Labels) else None  # type: ignore[union-attr]
+
+    # -- the unknown -------------------------------------------------------------------------------------
+
+    def unknown(self, *args: Any, **kwargs: Any) -> Any:
+        """No rule: everything that comes in is fixed, everything that goes out is plain."""
+        self.freeze(f"{self.name} has no rule", args, kwargs)
+        return self.plain()
+
+    def freeze(self, why: str, *arguments: Any) -> None:
+        """Fixes every label in `arguments`."""
+        for value in labels_in(arguments):
+            for coordinate in value.coordinates:
+                self.fix(coordinate, why)
+
+    def plain(self) -> Any:
+        """A result without labels."""
+        if self.has_shape:
+            return Labels(self.shape)
+        return {i: Labels(shape) for i, shape in self.parts.items()}
+
+
+def labels_in(value: Any) -> Iterable[Labels]:
+    """The labelled values in nested arguments."""
+    if isinstance(value, Labels):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from labels_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from labels_in(item)
+    elif isinstance(value, slice):
+        yield from labels_in((value.start, value.stop, value.step))

@@ -1,0 +1,135 @@
+"""Pooling, padding and resampling: the trailing dimensions are worked on, the channels pass through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..labels import Labels
+from .site import Site, labels_in, rule
+
+
+def _pass(site: Site, input: Labels, rank: int) -> Any:
+    """The last `rank` dimensions are held; the others carry on into every result."""
+    rest = site.hold(input, range(input.ndim - rank, input.ndim), f"{site.name} works along it").coordinates
+    if site.has_shape:
+        return Labels(site.shape, rest)
+    return {i: Labels(shape, rest) for i, shape in site.parts.items()}
+
+
+@rule(*(
+    f"{kind}_pool{rank}d" for rank in (1, 2, 3)
+    for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp", "fractional_max")
+), *(
+    f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max", "fractional_max")
+))  # fmt: skip
+def pool(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Windows over the trailing dimensions."""
+    return _pass(site, input, int(site.name.partition("pool")[2][0]))
+
+
+@rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def unpool(site: Site, input: Labels, indices: Labels, *args: Any, **kwargs: Any) -> Any:
+    """The indices count within a channel, so channels stay channels."""
+    together = site.broadcast([input, indices], input.shape)
+    return _pass(site, together, int(site.name[-2]))
+
+
+@rule("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+def interpolate(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """[N, C, ...]: everything behind the channels is resampled."""
+    site.freeze("it sets an output size", args, kwargs)
+    return _pass(site, input, input.ndim - 2)
+
+
+@rule("grid_sampler", "grid_sample", "grid_sampler_2d")
+def grid_sample(site: Site, input: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:
+    """[N, C, H, W] sampled at positions that belong to no channel."""
+    site.freeze("it holds sampling positions", grid)
+    return _pass(site, input, input.ndim - 2)
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
+def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Labels:
+    """Padded channels are new and fixed; padding by a constant leaves the old ones free."""
+    pairs = [(int(a), int(b)) for a, b in zip(pad[::2], pad[1::2], strict=True)][::-1]
+    widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs
+    padded = [d for d, (a, b) in enumerate(widths) if a or b]
+    if mode != "constant" or any(a < 0 or b < 0 for a, b in widths):
+        input = site.hold(input, padded, f"{mode} padding works along it")
+    coordinates = []
+    for c in input.coordinates:
+        dims = [d for d in padded if c.shape[d] > 1]
+        coordinates.append(np.pad(c, [widths[d] if d in dims else (0, 0) for d in range(c.ndim)]) if dims else c)
+    return Labels(site.shape, tuple(coordinates))
+
+
+@rule("im2col")
+def im2col(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """[N, C, H, W] -> [N, C * k, L]: each channel becomes k rows in a block."""
+    batched = input.ndim == 4
+    rest = site.hold(input, (-2, -1), "im2col slides over it")
+    channel = site.vector(rest, -3)
+    coordinates = [c.reshape(c.shape[:-1]) for c in rest.without((-3,))]
+    if channel is not None:
+        rows = np.repeat(channel, site.shape[-2] // len(channel))
+        coordinates.append(rows.reshape((1,) * batched + (-1, 1)))
+    return site.merge(site.shape, coordinates)
+
+
+@rule("col2im")
+def col2im(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """[N, C * k, L] -> [N, C, H, W]: the k rows of a channel stay together."""
+    rest = site.hold(input, (-1,), "col2im sums over it")
+    rows = site.vector(rest, -2)
+    coordinates = [c.reshape((*c.shape, 1)) for c in rest.without((-2,))]
+    if rows is not None:
+        grid = rows.reshape(site.shape[-3], -1)
+        site.couple(grid, grid[:, :1])
+        coordinates.append(grid[:, 0].reshape((1,) * (input.ndim - 2) + (-1, 1, 1)))
+    return site.merge(site.shape, coordinates)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(site: Site, input: Labels, upscale_factor: int) -> Labels:
+    """[N, C * r * r, H, W] -> [N, C, H * r, W * r]: the r * r sources of a channel stay together."""
+    rest = site.hold(input, (-2, -1), "pixel_shuffle rearranges it")
+    channels = site.vector(rest, -3)
+    coordinates = list(rest.without((-3,)))
+    if channels is not None:
+        grid = channels.reshape(-1, int(upscale_factor) ** 2)
+        site.couple(grid, grid[:, :1])
+        coordinates.append(grid[:, 0].reshape((1,) * (input.ndim - 3) + (-1, 1, 1)))
+    return site.merge(site.shape, coordinates)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(site: Site, input: Labels, downscale_factor: int) -> Labels:
+    """[N, C, H * r, W * r] -> [N, C * r * r, H, W]: a channel becomes r * r in a block."""
+    rest = site.hold(input, (-2, -1), "pixel_unshuffle rearranges it")
+    channels = site.vector(rest, -3)
+    coordinates = list(rest.without((-3,)))
+    if channels is not None:
+        repeated = np.repeat(channels, int(downscale_factor) ** 2)
+        coordinates.append(repeated.reshape((1,) * (input.ndim - 3) + (-1, 1, 1)))
+    return site.merge(site.shape, coordinates)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(site: Site, input: Labels, groups: int) -> Labels:
+    """[N, g * c, ...]: c and g change places, so index c of every group goes together."""
+    channels = site.vector(input, 1)
+    if channels is None:
+        return Labels(site.shape, input.coordinates)
+    grid = channels.reshape(int(groups), -1)
+    site.couple(grid, grid[:1])
+    moved = grid.T.reshape((1, -1) + (1,) * (input.ndim - 2))
+    return site.merge(site.shape, [*input.without((1,)), moved])
+
+
+@rule("affine_grid", "affine_grid_generator")
+def affine_grid(site: Site, theta: Labels, size: Any, *args: Any, **kwargs: Any) -> Labels:
+    """Two or three rows of a matrix: nothing to remove."""
+    site.freeze("it holds affine matrices", *labels_in(theta))
+    return Labels(site.shape)

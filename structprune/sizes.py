@@ -1,0 +1,155 @@
+"""Sizes: Python integers that remember where they came from.
+
+While a model is traced, tensor shapes and the integers that its modules hold are `Size` objects. They are
+ordinary integers to PyTorch and to Python, but they survive arithmetic, so that at an operation that takes
+a size, `x.view(b, self.heads, c // self.heads)`, it is known what the pruned model will compute there.
+
+Where an integer leaves this bookkeeping (it is compared, or becomes a float), a `Guard` records that the
+pruned model must get the same answer.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DimOf:
+    """The size of a dimension of a value (a node of the traced graph)."""
+
+    value: Any
+    dim: int
+
+
+@dataclass(frozen=True)
+class AttributeOf:
+    """An integer attribute of a module, by the module's path."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A function of other sizes."""
+
+    function: Callable[..., Any]
+    operands: tuple[int, ...]
+
+
+Origin = DimOf | AttributeOf | Computed
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """The model's Python looked at a size: what it saw must stay as it was."""
+
+    origin: Origin
+    expected: Any
+    where: str
+
+
+_on_guard: ContextVar[Callable[[Origin, Any], None] | None] = ContextVar("on_guard", default=None)
+
+
+@contextmanager
+def guarding(report: Callable[[Origin, Any], None] | None) -> Iterator[None]:
+    """Sends guards to `report`; None ignores them, as inside an operation."""
+    token = _on_guard.set(report)
+    try:
+        yield
+    finally:
+        _on_guard.reset(token)
+
+
+class Size(int):
+    """An integer with an origin."""
+
+    origin: Origin
+
+    def __new__(cls, value: int, origin: Origin) -> Size:
+        size = super().__new__(cls, value)
+        size.origin = origin
+        return size
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:  # copies and pickles are plain integers
+        return int, (int.__int__(self),)
+
+    def __deepcopy__(self, memo: object) -> int:
+        return int.__int__(self)
+
+    __hash__ = int.__hash__
+
+
+def _plain(operands: tuple[Any, ...]) -> list[Any]:
+    return [int.__int__(o) if isinstance(o, Size) else o for o in operands]
+
+
+def _derive(function: Callable[..., Any], *operands: Any) -> Any:
+    """Arithmetic: an integer remembers its operands; anything else is watched."""
+    value = function(*_plain(operands))
+    return Size(value, Computed(function, operands)) if type(value) is int else _watch(value, function, operands)
+
+
+def _observe(function: Callable[..., Any], *operands: Any) -> Any:
+    """A comparison or a conversion: the answer is watched."""
+    return _watch(function(*_plain(operands)), function, operands)
+
+
+def _watch(value: Any, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    report = _on_guard.get()
+    if report is not None:
+        report(Computed(function, operands), value)
+    return value
+
+
+def _binary(function: Callable[..., Any], how: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
+    def method(self: Size, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        return how(function, other, self) if reflected else how(function, self, other)
+
+    return method
+
+
+def _unary(function: Callable[..., Any], how: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: how(function, self)
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "lshift", "rshift", "and", "or", "xor"):
+    _function = getattr(operator, f"__{_name}__")
+    setattr(Size, f"__{_name}__", _binary(_function, _derive))
+    setattr(Size, f"__r{_name}__", _binary(_function, _derive, reflected=True))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _binary(getattr(operator, _name), _observe))
+for _name in ("neg", "abs"):
+    setattr(Size, f"__{_name}__", _unary(getattr(operator, _name), _derive))
+for _name, _kind in (("float", float), ("int", int), ("bool", bool)):
+    setattr(Size, f"__{_name}__", _unary(_kind, _observe))
+for _name in ("pos", "trunc", "floor", "ceil", "round"):
+    setattr(Size, f"__{_name}__", lambda self, digits=None: self)
+Size.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign, assignment, misc]
+Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment, misc]
+
+
+def evaluate(size: Any, leaf: Callable[[DimOf | AttributeOf], int]) -> Any:
+    """What `size` (or its origin) will be, given the value of each leaf."""
+    origin = size.origin if isinstance(size, Size) else size
+    if isinstance(origin, Computed):
+        return origin.function(*(evaluate(o, leaf) for o in origin.operands))
+    return leaf(origin) if isinstance(origin, DimOf | AttributeOf) else size
+
+
+def leaves(size: Any) -> Iterator[DimOf | AttributeOf]:
+    """The dimensions and attributes that `size` (or an origin) is made of."""
+    origin = size.origin if isinstance(size, Size) else size
+    if isinstance(origin, Computed):
+        for operand in origin.operands:
+            yield from leaves(operand)
+    elif isinstance(origin, DimOf | AttributeOf):
+        yield origin

@@ -1,0 +1,106 @@
+"""Surgery: a plan and a model become a smaller model. No tracing, no knowledge of operations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedModelError
+from .plan import PruningPlan
+from .trace import named_tensors
+
+_SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
+
+
+def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The smaller model: a copy of `model`, or `model` itself with `inplace=True`.
+
+    Weights are sliced once, never copied whole. Parameters keep their dtype, device, memory format,
+    `requires_grad` and gradient; tied ones stay tied; hooks are kept.
+
+    Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied.
+    """
+    plan.check_fits(model)
+    tensors = named_tensors(model)
+    paths = {id(module): path for path, module in model.named_modules()}
+    with torch.no_grad():
+        sliced = {
+            id(t): slice_tensor(t, plan.kept.get(name, {})) for name, t in tensors.items() if not inplace or name in plan.kept
+        }
+    if inplace:
+        _replace(model, sliced)
+        small = model
+    else:
+        memo: dict[int, Any] = dict(sliced)
+        small = copy_module(model, memo, paths)
+    modules = dict(small.named_modules())
+    for path, values in plan.attributes.items():
+        for name, value in values.items():
+            setattr(modules[path], name, value)
+    return small
+
+
+def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
+    """A new tensor with the kept indices, and everything else about it unchanged."""
+    data = tensor.detach()
+    for dim in sorted(kept, key=lambda d: len(kept[d]) / tensor.shape[d]):
+        data = data.index_select(dim, torch.tensor(kept[dim], device=tensor.device))
+    if not kept:
+        data = data.clone()
+    if data.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        data = data.contiguous(memory_format=torch.channels_last)
+    out: Tensor = data.requires_grad_(tensor.requires_grad)
+    if isinstance(tensor, nn.Parameter):
+        out = nn.Parameter(data, tensor.requires_grad)
+        out.__class__ = type(tensor)
+    if tensor.is_leaf and tensor.grad is not None:
+        out.grad = slice_tensor(tensor.grad, kept)
+    for key, value in vars(tensor).items():
+        setattr(out, key, value)
+    return out
+
+
+def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str]) -> nn.Module:
+    """A deep copy of a module in which the tensors of `memo` are already replaced."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if hasattr(type(module), "__deepcopy__") or type(module).__reduce_ex__ is not object.__reduce_ex__:
+        return _deep(module, memo, paths.get(id(module), ""))
+    new = type(module).__new__(type(module))
+    memo[id(module)] = new
+    state = vars(new)
+    for key, value in vars(module).items():
+        if key == "_modules":
+            state[key] = {n: m if m is None else copy_module(m, memo, paths) for n, m in value.items()}
+        elif key in ("_parameters", "_buffers"):
+            state[key] = {n: t if t is None else memo[id(t)] for n, t in value.items()}
+        elif isinstance(value, _SHARED):
+            state[key] = value
+        elif isinstance(value, dict) and not value:
+            state[key] = type(value)() if type(value) is not dict else {}
+        else:
+            path = paths.get(id(module), "")
+            state[key] = _deep(value, memo, f"{path}.{key}" if path else key)
+    return new
+
+
+def _deep(value: Any, memo: dict[int, Any], name: str) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"the model cannot be copied: {name} ({type(value).__name__}) does not allow it ({error}); "
+            "pass inplace=True to prune the model itself"
+        ) from error
+
+
+def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
+    for module in model.modules():
+        for store in (module._parameters, module._buffers, vars(module)):
+            for name, value in store.items():
+                if isinstance(value, Tensor) and id(value) in sliced:
+                    store[name] = sliced[id(value)]

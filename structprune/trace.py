@@ -1,0 +1,355 @@
+"""Tracing: run the model once and write down the operations it calls, as a torch.fx graph.
+
+The recorder is a `torch.overrides.TorchFunctionMode`: it sees every call of a public PyTorch function with
+its Python arguments, on real tensors, without looking at autograd. Each node of the graph keeps the name of
+its operation, the path of the module that called it, and the line of source that did.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from .ops import QUERIES, SIZES, operation, python_body
+from .sizes import AttributeOf, DimOf, Guard, Size, guarding
+
+_HERE = os.path.dirname(__file__) + os.sep
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_TAG = "_structprune_node"
+
+# Operations whose tensor arguments are positions: what they hold decides where data goes.
+_INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "gather", "index_put", "take", "index"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One way of calling the model: the arguments, and whether it is in training mode."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    training: bool = False
+
+
+@dataclass
+class Program:
+    """What one call of the model did."""
+
+    graph: fx.Graph
+    guards: list[Guard] = field(default_factory=list)
+    training: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by their first qualified name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        prefix = path + "." if path else ""
+        for store in (module._parameters, module._buffers, vars(module)):
+            for name, value in store.items():
+                if isinstance(value, Tensor) and id(value) not in seen:
+                    seen.add(id(value))
+                    found[prefix + name] = value
+    return found
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a nest of containers, dataclasses and plain objects, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for entry in fields(value):
+            yield from tensors_in(getattr(value, entry.name))
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
+        yield from tensors_in(vars(value))
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """`value` with `function` applied to the tensors in its lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, v) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(function, v) for v in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, v) for key, v in value.items()}
+    return value
+
+
+def source_line() -> str:
+    """`file:line` of the innermost frame that belongs neither to PyTorch nor to structprune."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_HERE):
+            if frame.f_code is _run.__code__:
+                return ""
+        elif not name.startswith((_TORCH, "<")) and "contextlib" not in name:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class Recorder(TorchFunctionMode):
+    """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
+
+    def __init__(self, model: nn.Module, leaves: Callable[[str], bool], names: Mapping[int, str], paths: Mapping[int, str]):
+        super().__init__()
+        self.program = Program(fx.Graph(), training=model.training)
+        self.leaves = leaves
+        self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
+        self.paths = paths  # id of a module -> its path
+        self.stack: list[str] = []
+        self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
+        self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
+        self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
+
+    # -- the interception -------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = operation(function)
+        if known.name in QUERIES:
+            return function(*args, **kwargs)
+        if known.name in SIZES and isinstance(args[0], Tensor):
+            return self.sizes(known.name, function, args, kwargs)
+        if known.python and not self.leaves(known.name):
+            with self:
+                return python_body(function)(*args, **kwargs)
+        return self.record(function, args, kwargs)
+
+    def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operation and adds its node."""
+        known = operation(function)
+        lifted, lifted_kwargs = self.lift(args), self.lift(kwargs)
+        if known.inplace or "out" in kwargs:
+            self.protect(kwargs.get("out", args[0] if args else None))
+        with guarding(None):
+            out = self.execute(known.name, function, args, kwargs)
+        if known.name in _INDEXING:
+            self.keep_positions(args, kwargs)
+        node = self.add(function, known.name, lifted, lifted_kwargs)
+        node.meta["inplace"] = known.inplace
+        if known.name == "setitem":
+            self.bind(node, args[0])
+        else:
+            self.bind(node, out)
+        return out
+
+    @staticmethod
+    def execute(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of one."""
+        if name == "batch_norm" and (kwargs.get("training") or len(args) > 5 and args[5]):
+            return args[0].clone()
+        return function(*args, **kwargs)
+
+    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> fx.Node:
+        node = self.program.graph.call_function(function, args, kwargs)
+        node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
+        return node
+
+    # -- values and nodes -------------------------------------------------------------------------------
+
+    def bind(self, node: fx.Node, out: Any) -> None:
+        """`out` is from now on what `node` computed."""
+        if isinstance(out, Tensor):
+            node.meta["shape"] = tuple(out.shape)
+            node.meta["dtype"] = out.dtype
+            if id(out) in self.names:
+                self.constants[id(out)] = (node, out)
+            else:
+                setattr(out, _TAG, node)
+        elif isinstance(out, list | tuple):
+            for i, item in enumerate(out):
+                if any(True for _ in tensors_in(item)):
+                    part = self.program.graph.call_function(_item, (node, i))
+                    part.meta.update(node.meta, op="item", inplace=False)
+                    part.meta.pop("shape", None)
+                    self.bind(part, item)
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that computed `tensor`; a parameter or constant gets one when it is first met."""
+        node = getattr(tensor, _TAG, None)
+        if node is not None and node.graph is self.program.graph:
+            return node
+        if id(tensor) not in self.constants:
+            name = self.names.get(id(tensor), "")
+            node = self.program.graph.create_node("get_attr", name or f"_constant_{len(self.constants)}")
+            node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
+            node.meta.update(path=name.rpartition(".")[0], where="", tensor=name)
+            if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
+                node.meta["value"] = tensor
+            self.constants[id(tensor)] = (node, tensor)
+        return self.constants[id(tensor)][0]
+
+    def lift(self, value: Any) -> Any:
+        """Arguments with nodes in place of tensors."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, tuple):
+            return tuple(self.lift(v) for v in value)
+        if isinstance(value, list):
+            return [self.lift(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self.lift(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self.lift(value.start), self.lift(value.stop), self.lift(value.step))
+        return value
+
+    def sizes(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Shapes whose numbers remember the dimension they are the size of."""
+        with guarding(None):
+            out = function(*args, **kwargs)
+        node = self.node(args[0])
+        shape = node.meta["shape"]
+        if isinstance(out, torch.Size):
+            return torch.Size([Size(n, DimOf(node, d)) for d, n in enumerate(shape)])
+        if name == "size":
+            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
+            return Size(out, DimOf(node, dim % len(shape)))
+        total: Any = 1
+        for d, n in enumerate(shape[:1] if name == "len" else shape):
+            total = Size(n, DimOf(node, d)) * total
+        return total if isinstance(total, Size) else out
+
+    def keep_positions(self, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_in((args[1:], kwargs)):
+            if not tensor.is_floating_point():
+                self.node(tensor).meta["value"] = tensor
+
+    # -- leaving no trace on the model ------------------------------------------------------------------
+
+    def protect(self, target: Any) -> None:
+        """Keeps a copy of the model's own tensor that an in-place operation is about to change."""
+        for tensor in tensors_in(target):
+            own = self.stored.get(tensor.untyped_storage().data_ptr()) if tensor.device.type != "meta" else None
+            if own is not None and id(own) not in self.saved:
+                self.saved[id(own)] = (own, own.detach().clone())
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, value in self.saved.values():
+                tensor.copy_(value)
+
+    # -- where in the model we are ----------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule) and not isinstance(output, Guard):
+            self.opaque(module, args, output)
+        self.stack.pop()
+
+    def opaque(self, called: Any, inputs: Any, output: Any) -> None:
+        """A call whose inside cannot be seen."""
+        name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
+        node = self.add(_opaque, name, self.lift(tuple(tensors_in(inputs))), {})
+        node.meta["inplace"] = True
+        self.bind(node, tuple(t for t in tensors_in(output)))
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _opaque(*tensors: Any) -> Any:
+    raise NotImplementedError("a scripted call can be traced, but not run from its trace")
+
+
+def trace(model: nn.Module, call: Call, leaves: Callable[[str], bool]) -> Program:
+    """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit."""
+    modules = dict(model.named_modules())
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    paths = {id(module): path for path, module in modules.items()}
+    before = [(m, vars(m).copy(), [d.copy() for d in (m._parameters, m._buffers, m._modules)]) for m in modules.values()]
+    recorder = Recorder(model, leaves, names, paths)
+    for tensor in named_tensors(model).values():
+        if tensor.device.type != "meta" and tensor.layout == torch.strided:
+            recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+    try:
+        for path, module in modules.items():
+            state = vars(module)
+            state["training"] = call.training
+            for key, value in state.items():
+                if type(value) is int:
+                    state[key] = Size(value, AttributeOf(path, key))
+        return _run(model, call, recorder)
+    finally:
+        recorder.restore()
+        for module, state, stores in before:
+            vars(module).clear()
+            vars(module).update(state)
+            for store, content in zip((module._parameters, module._buffers, module._modules), stores, strict=True):
+                store.clear()
+                store.update(content)
+
+
+def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
+    program = recorder.program
+    inputs: dict[int, fx.Node] = {}
+    for i, tensor in enumerate(tensors_in((call.args, dict(call.kwargs)))):
+        if id(tensor) not in inputs:
+            node = inputs[id(tensor)] = program.graph.placeholder(f"input_{i}")
+            node.meta.update(op="input", shape=tuple(tensor.shape), dtype=tensor.dtype, path="", where="")
+            recorder.constants[id(tensor)] = (node, tensor)
+            recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+
+    def report(origin: Any, value: Any) -> None:
+        program.guards.append(Guard(origin, value, source_line()))
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
+        stack.enter_context(_seen_scripts(recorder))
+        for handle in (
+            register_module_forward_pre_hook(recorder.enter),
+            register_module_forward_hook(recorder.leave, always_call=True),
+        ):
+            stack.callback(handle.remove)
+        stack.enter_context(guarding(report))
+        stack.enter_context(recorder)
+        output = model(*call.args, **call.kwargs)
+    node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
+    node.meta.update(op="output", shape=(), path="", where="")
+    return program
+
+
+def _cuda_devices(recorder: Recorder) -> Sequence[int]:
+    return sorted({t.device.index for t in recorder.stored.values() if t.device.type == "cuda"})
+
+
+@contextmanager
+def _seen_scripts(recorder: Recorder) -> Iterator[None]:
+    """Calls of scripted functions go past every Python-level mode, so they are caught at their own door."""
+    original = torch.jit.ScriptFunction.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        recorder.opaque(self, (args, kwargs), output)
+        return output
+
+    torch.jit.ScriptFunction.__call__ = call
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = original

@@ -1,0 +1,267 @@
+"""Verification: the pruned model against the masked original, on fresh inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import VerificationError
+from .mask import zeroed
+from .ops import operation
+from .plan import PruningPlan
+from .surgery import apply
+from .trace import Call, map_tensors, tensors_in
+
+# max|a - b| / max|b| that each dtype deserves.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run of both models."""
+
+    mode: str
+    dtype: str
+    device: str
+    batch: int | None
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.max_rel_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome: `ok`, the largest errors in float64, and where the models first differ if they do."""
+
+    ok: bool
+    max_abs_error: float
+    max_rel_error: float
+    first_difference: str | None
+    comparisons: tuple[Comparison, ...]
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout draws one number per channel, so the two models would draw different ones: it is switched off."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = operation(function).name
+        if "dropout" in name and args and isinstance(args[0], Tensor):
+            return args[0]
+        if name == "scaled_dot_product_attention":
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            args = tuple(0.0 if type(a) is float else a for a in args)
+        return function(*args, **kwargs)
+
+
+def verify(
+    model: nn.Module, plan: PruningPlan, example_inputs: Any, *, small: nn.Module | None = None, device: Any = None
+) -> Verification:
+    """Compares the pruned model with the masked original.
+
+    Both run in float64 (on CUDA when there is one) on fresh random inputs shaped like the examples, in eval
+    and in train mode (dropout off), at another batch size where the model allows one, then in the working
+    dtype. The error is max|a - b| / max|b| over all outputs.
+
+    Args:
+        small: the pruned model, if it is at hand; else `apply(plan, model)`.
+
+    Raises PlanError if the plan was made for another model, and VerificationError if the two cannot be
+    compared: the masked model is not deterministic, or its outputs are constant.
+    """
+    from .prepare import calls_of
+
+    calls = calls_of(example_inputs)
+    small = apply(plan, model) if small is None else small
+    if not plan.kept:
+        return Verification(True, 0.0, 0.0, None, (), "nothing removed: the model is unchanged")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    masked = zeroed(plan, model)
+    working = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    rows: list[Comparison] = []
+    with _deterministic(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        pair = [copy.deepcopy(m).to(device=device).double() for m in (masked, small)]
+        original = copy.deepcopy(model).to(device=device).double()
+        failed: Call | None = None
+        for call in [_fresh(c, device, torch.float64) for c in calls]:
+            _check_comparable(original, pair[0], call)
+            for one, mode, batch in _variants(call):
+                row = _compare(pair, one, mode, torch.float64, device, batch)
+                if row is not None:
+                    rows.append(row)
+                    failed = failed or (None if row.ok else one)
+        first = _first_difference(pair, failed) if failed else None
+        if working != torch.float64 and not failed and _runs_in(working, device):
+            pair = [copy.deepcopy(m).to(device=device) for m in (masked, small)]
+            for call in calls:
+                row = _compare(pair, _fresh(call, device, working), "eval", working, device, None)
+                rows += [row] if row is not None else []
+    return _outcome(rows, first)
+
+
+def _outcome(rows: Sequence[Comparison], first: str | None) -> Verification:
+    exact = [r for r in rows if r.dtype == "float64"]
+    ok = all(r.ok for r in rows)
+    absolute = max((r.max_abs_error for r in exact), default=0.0)
+    relative = max((r.max_rel_error for r in exact), default=0.0)
+    modes = " and ".join(dict.fromkeys(r.mode for r in exact))
+    message = f"equal to the masked original: {relative:.1e} relative in float64 ({modes} mode)"
+    if not ok:
+        worst = max((r for r in rows if not r.ok), key=lambda r: r.max_rel_error)
+        where = f"; first difference in {first}" if first else ""
+        message = f"DIFFERS from the masked original by {worst.max_rel_error:.1e} ({worst.dtype}, {worst.mode} mode){where}"
+    return Verification(ok, absolute, relative, first, tuple(rows), message)
+
+
+def _runs_in(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype in TOLERANCES and (device.type == "cuda" or dtype == torch.float32)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """TF32 would hide what is looked for."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:
+    """Random numbers with the mean and spread of each example; integers and masks as they are."""
+
+    def renew(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        if not tensor.is_floating_point():
+            return tensor
+        values = tensor.double()
+        spread = values.std(correction=0).clamp(min=0.1) if values.numel() > 1 else 1.0
+        return (torch.randn_like(values) * spread + values.mean()).to(dtype)
+
+    return Call(map_tensors(renew, call.args), map_tensors(renew, dict(call.kwargs)))
+
+
+def _variants(call: Call) -> Iterator[tuple[Call, str, int | None]]:
+    """As it is, one larger in the batch, and in train mode with a batch of at least two."""
+    first = next(tensors_in((call.args, dict(call.kwargs))), None)
+    size = first.shape[0] if first is not None and first.ndim else None
+
+    def enlarge(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[:1].flip(-1)]) if tensor.ndim > 1 and tensor.shape[0] == size else tensor
+
+    larger = Call(map_tensors(enlarge, call.args), map_tensors(enlarge, dict(call.kwargs)))
+    yield call, "eval", size
+    if size is not None:
+        yield larger, "eval", size + 1
+    yield larger, "train", size
+
+
+def _run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
+    model.train(mode == "train")
+    torch.manual_seed(1)
+    with _NoDropout():
+        return [t.double() for t in tensors_in(model(*call.args, **call.kwargs))]
+
+
+def _compare(
+    pair: Sequence[nn.Module], call: Call, mode: str, dtype: torch.dtype, device: torch.device, batch: int | None
+) -> Comparison | None:
+    """None if the masked model itself does not take the call: another batch size, a batch of one in train mode."""
+    try:
+        expected = _run(pair[0], call, mode)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError):
+        return None
+    found = _run(pair[1], call, mode)
+    absolute, relative = _errors(found, expected)
+    name = str(dtype).removeprefix("torch.")
+    return Comparison(mode, name, str(device), batch, absolute, relative, TOLERANCES[dtype])
+
+
+def _errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+    if [t.shape for t in found] != [t.shape for t in expected]:
+        return float("inf"), float("inf")
+    absolute = relative = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if b.numel():
+            same = (a == b) | (a.isnan() & b.isnan())
+            error = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=float("inf")).max())
+            scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+            absolute = max(absolute, error)
+            relative = max(relative, error / scale if scale else (error and float("inf")))
+    return absolute, relative
+
+
+def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> None:
+    expected, again = _run(masked, call, "eval"), _run(masked, call, "eval")
+    if _errors(again, expected)[1] > 1e-9:
+        raise VerificationError("cannot verify: the masked model differs from itself when it runs twice in eval mode")
+    if all(float(t.max() - t.min()) == 0 for t in expected if t.numel() > 1 and t.isfinite().all()) and any(
+        float(t.max() - t.min()) != 0 for t in _run(original, call, "eval") if t.numel() > 1
+    ):
+        raise VerificationError(
+            "cannot verify: every output of the masked model is constant, so that any two models would look equal; "
+            "prune less, or give inputs and weights that reach the outputs"
+        )
+
+
+def _first_difference(pair: Sequence[nn.Module], call: Call) -> str | None:
+    """The first module, in the order of execution, whose output differs in every way of aligning its channels."""
+    seen: list[list[tuple[str, list[Tensor]]]] = []
+    for model in pair:
+        outputs: list[tuple[str, list[Tensor]]] = []
+        handles = [
+            module.register_forward_hook(lambda m, a, out, path=path: outputs.append((path, [*tensors_in(out)])))
+            for path, module in model.named_modules()
+        ]
+        try:
+            _run(model, call, "eval")
+        except (RuntimeError, ValueError, IndexError) as error:
+            return f"{_failing_module(outputs)}, which fails: {error}"
+        finally:
+            for handle in handles:
+                handle.remove()
+        seen.append(outputs)
+    for (path, expected), (_, found) in zip(*seen, strict=False):
+        if any(not _contained(a, b) for a, b in zip(found, expected, strict=False)):
+            return path or "the model"
+    return None
+
+
+def _failing_module(outputs: Sequence[tuple[str, Any]]) -> str:
+    return f"the module after {outputs[-1][0]}" if outputs else "the first module"
+
+
+def _contained(small: Tensor, large: Tensor) -> bool:
+    """Whether the values of `small` occur in `large`: channels that went leave the others' values behind."""
+    if small.shape == large.shape:
+        return bool(_errors([small], [large])[1] <= 1e-9)
+    values = torch.sort(large.flatten().double()).values
+    wanted = small.flatten().double()
+    at = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
+    near = torch.minimum((values[at] - wanted).abs(), (values[(at - 1).clamp(min=0)] - wanted).abs())
+    return bool((near <= 1e-9 * values.abs().max()).all())
