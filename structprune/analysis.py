@@ -65,6 +65,8 @@ class Space:
     grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._families: tuple[IntArray, list[IntArray]] | None = None
+        self._probed: tuple[IntArray, list[View]] | None = None
         self._mirrors = {
             AttributeOf(path, row.attribute): (row, f"{path}.{row.tensor}" if path else row.tensor)
             for path, module in self.modules.items()
@@ -200,11 +202,11 @@ class Space:
 
     def _probes(self) -> Sequence[View]:
         roots = self.couplings.roots()
-        if getattr(self, "_probed", (None,))[0] is not roots:
+        if self._probed is None or self._probed[0] is not roots:
             random = np.random.default_rng(0)
             views = []
             for fraction in PROBES:
-                removed = np.zeros(len(roots), bool)
+                removed = np.zeros(int(roots.max()) + 1, bool)
                 for units in self.families():
                     count = max(int(len(units) * fraction), min(len(units) - 1, 1))
                     removed[random.permutation(units)[:count]] = True
@@ -217,23 +219,22 @@ class Space:
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""
         roots = self.couplings.roots()
+        if self._families is None or self._families[0] is not roots:
+            self._families = (roots, self._families_of(roots))
+        return self._families[1]
+
+    def _families_of(self, roots: IntArray) -> list[IntArray]:
+        """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
         where = [labels.reshape(-1) for value in self.parameters.values() for labels in value.coordinates]
-        if not where:
-            return []
-        random = np.random.default_rng(0)
-        units = np.concatenate([roots[labels] for labels in where])
-        owner = np.repeat(np.arange(len(where)), [len(labels) for labels in where])
-        pairs = np.unique(units * len(where) + owner)[:]
-        pairs = pairs[pairs >= len(where)]
-        marks = random.integers(1, 2**62, len(where), dtype=np.uint64)
-        signature = np.zeros(len(roots), np.uint64)
-        np.add.at(signature, pairs // len(where), marks[pairs % len(where)])
-        present = np.unique(pairs // len(where))
+        signature = np.zeros(int(roots.max()) + 1, np.uint64)
+        for labels, mark in zip(where, np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64), strict=True):
+            signature[roots[labels]] += mark  # a unit that occurs twice in a dimension is marked once
+        signature[0] = 0
+        present = np.flatnonzero(signature)
         if not len(present):
             return []
-        _, family = np.unique(signature[present], return_inverse=True)
-        order = np.argsort(family, kind="stable")
-        return np.split(present[order], np.flatnonzero(np.diff(family[order])) + 1)
+        order = np.argsort(signature[present], kind="stable")
+        return np.split(present[order], np.flatnonzero(np.diff(signature[present][order])) + 1)
 
     def view(self, removed_units: BoolArray) -> View:
         """The model without these units (a mask over unit numbers)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,16 +102,13 @@ class ChannelGraph:
         slices: list[list[Slice]] = [[] for _ in families]
         first_seen: dict[int, IntArray] = {}
         for (name, dim), units in self._vectors.items():
-            owner = family_of[units]
-            for i in np.unique(owner[units > 0]):
-                indices = np.flatnonzero(owner == i)
+            for i, indices in _by_family(family_of[units]):
+                own = units[indices]
                 if i not in first_seen:  # units are numbered by where they first occur
-                    _, order = np.unique(units[indices], return_index=True)
-                    first_seen[i] = units[indices][np.sort(order)]
-                    position[first_seen[i]] = np.arange(len(order))
-                member = position[units[indices]]
+                    first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
+                    position[first_seen[i]] = np.arange(len(first_seen[i]))
                 produces = (name, dim) in self._producing
-                slices[i].append(Slice(name, dim, indices, member, produces, self.space.tensors[name]))
+                slices[i].append(Slice(name, dim, indices, position[own], produces, self.space.tensors[name]))
         found = []
         for i in first_seen:
             lead = next(s for s in slices[i] if s.produces)
@@ -184,6 +181,17 @@ class ChannelGraph:
         for why in self.fixed.values():
             counts[why] = counts.get(why, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:
+    """The families in a dimension (-1 is fixed) with the indices that belong to each."""
+    if owner.min() == owner.max():
+        families = owner[:1]
+    else:
+        families = np.unique(owner)
+    for family in families.tolist():
+        if family >= 0:
+            yield family, np.flatnonzero(owner == family)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -138,12 +138,20 @@ def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
     kept = {}
     sizes = {}
+    seen: dict[bytes, tuple[int, ...]] = {}  # coupled parameters keep the same indices: one tuple serves them all
     for name, labels in graph.space.parameters.items():
         dims = view.kept(labels)
         if dims:
-            kept[name] = {dim: tuple(indices.tolist()) for dim, indices in sorted(dims.items())}
+            kept[name] = {dim: _shared(indices, seen) for dim, indices in sorted(dims.items())}
             sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
     attributes: dict[str, dict[str, int]] = {}
     for leaf, value in graph.space.attributes(view).items():
         attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
     return PruningPlan(kept, attributes, sizes, graph.fingerprint, notes)
+
+
+def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:
+    key = indices.tobytes()
+    if key not in seen:
+        seen[key] = tuple(indices.tolist())
+    return seen[key]

@@ -27,10 +27,10 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     plan.check_fits(model)
     tensors = named_tensors(model)
     paths = {id(module): path for path, module in model.named_modules()}
+    chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.kept}
     with torch.no_grad():
-        sliced = {
-            id(t): slice_tensor(t, plan.kept.get(name, {})) for name, t in tensors.items() if not inplace or name in plan.kept
-        }
+        index = _Index()
+        sliced = {id(t): slice_tensor(t, plan.kept.get(name, {}), index) for name, t in chosen.items()}
     if inplace:
         _replace(model, sliced)
         small = model
@@ -44,11 +44,21 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     return small
 
 
-def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
+class _Index(dict[tuple[int, torch.device], Tensor]):
+    """Index tensors, made once for the many parameters that keep the same indices (and share the tuple)."""
+
+    def of(self, indices: tuple[int, ...], device: torch.device) -> Tensor:
+        key = (id(indices), device)
+        if key not in self:
+            self[key] = torch.tensor(indices, device=device)
+        return self[key]
+
+
+def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], index: _Index) -> Tensor:
     """A new tensor with the kept indices, and everything else about it unchanged."""
     data = tensor.detach()
     for dim in sorted(kept, key=lambda d: len(kept[d]) / tensor.shape[d]):
-        data = data.index_select(dim, torch.tensor(kept[dim], device=tensor.device))
+        data = data.index_select(dim, index.of(kept[dim], tensor.device))
     if not kept:
         data = data.clone()
     if data.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
@@ -58,7 +68,7 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
         out = nn.Parameter(data, tensor.requires_grad)
         out.__class__ = type(tensor)
     if tensor.is_leaf and tensor.grad is not None:
-        out.grad = slice_tensor(tensor.grad, kept)
+        out.grad = slice_tensor(tensor.grad, kept, index)
     for key, value in vars(tensor).items():
         setattr(out, key, value)
     return out
