@@ -17,6 +17,7 @@ from .bookkeeping import mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
+from .rules.normalization import Fold, Swap
 from .rules.site import labels_in
 from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
 from .trace import Program
@@ -57,6 +58,8 @@ class Space:
     modules: Mapping[str, nn.Module]
     tensors: Mapping[str, Tensor]
     programs: Sequence[Program]
+    stock: bool = False  # norms stay as they are
+    norms: list[Swap | Fold] = field(default_factory=list)
     couplings: Couplings = field(default_factory=Couplings)
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
@@ -98,7 +101,7 @@ class Space:
                     self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
             return None
         kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
-        site = Site(node, self.values, self.couplings, self.checks)
+        site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock)
         try:
             out = apply_rule(site, args, kwargs)
         except TypeError:
@@ -107,6 +110,7 @@ class Space:
                 raise
             out = site.unknown(args, kwargs)
         self.producing += site.producing
+        self.norms += site.norms
         self._guard_arguments(node)
         return out
 

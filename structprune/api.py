@@ -16,6 +16,7 @@ from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
+from .nn import STAND_INS
 from .plan import PruningPlan, fingerprint
 from .planning import check_ratio, plan
 from .prepare import calls_of, check_model, check_placement, unwrap
@@ -67,7 +68,7 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
 
 def _traced(model: nn.Module, call: Call) -> Program:
     try:
-        return trace(model, call, has_rule)
+        return trace(model, call, has_rule, STAND_INS)
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, NotImplementedError) as error:
         shapes = [tuple(t.shape) for t in tensors_in((call.args, dict(call.kwargs)))]
         path = getattr(error, "structprune_path", "")

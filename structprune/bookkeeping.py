@@ -36,6 +36,16 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
         (batchnorm._NormBase, instancenorm._InstanceNorm),
         (Mirror("num_features", "weight", 0), Mirror("num_features", "running_mean", 0)),
     ),
+    (
+        (nn.MultiheadAttention,),
+        (
+            Mirror("embed_dim", "out_proj.weight", 0),
+            Mirror("kdim", "k_proj_weight", 1),
+            Mirror("vdim", "v_proj_weight", 1),
+            Mirror("kdim", "in_proj_weight", 1),
+            Mirror("vdim", "in_proj_weight", 1),
+        ),
+    ),
     ((nn.GroupNorm,), (Mirror("num_channels", "weight", 0),)),
     ((nn.PReLU,), (Mirror("num_parameters", "weight", 0),)),
     ((nn.Embedding, nn.EmbeddingBag), (Mirror("embedding_dim", "weight", 1), Mirror("num_embeddings", "weight", 0))),
@@ -47,7 +57,8 @@ def mirrors(module: nn.Module) -> Iterator[Mirror]:
     for kinds, rows in _MIRRORS:
         if isinstance(module, kinds):
             for row in rows:
-                tensor = getattr(module, row.tensor, None)
+                owner, _, name = row.tensor.rpartition(".")
+                tensor = getattr(module.get_submodule(owner), name, None)
                 if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
                     factor = getattr(module, row.factor) if row.factor else 1
                     if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:

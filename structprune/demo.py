@@ -40,8 +40,9 @@ class Block(nn.Module):
             self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(out)) + self.around(x)).relu()
+        out: Tensor = self.bn1(self.conv1(x)).relu()
+        out = self.bn2(self.conv2(out)) + self.around(x)
+        return out.relu()
 
 
 class DigitNet(nn.Module):
@@ -58,7 +59,8 @@ class DigitNet(nn.Module):
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+        out: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return out
 
 
 class Row(NamedTuple):
@@ -98,7 +100,7 @@ def train(
         for chosen in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
             loss = cross_entropy(model(images[chosen]), classes[chosen])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             bar.advance(task)

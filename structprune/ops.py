@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -98,8 +99,12 @@ def python_body(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _globals(module: str) -> dict[str, Any]:
-    namespace = dict(vars(__import__(module, fromlist=["*"])))
-    for name in namespace:
-        if name.startswith("has_torch_function"):
-            namespace[name] = lambda *tensors: False
+    namespace = _never_overridden(vars(__import__(module, fromlist=["*"])))
+    for name, value in namespace.items():
+        if value is torch.overrides:
+            namespace[name] = SimpleNamespace(**_never_overridden(vars(torch.overrides)))
     return namespace
+
+
+def _never_overridden(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: (lambda *tensors: False) if k.startswith("has_torch_function") else v for k, v in namespace.items()}

@@ -13,6 +13,7 @@ from torch import nn
 from .errors import PlanError
 
 SCHEMA = 1
+SWAPS = ("attention", "norm")
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -35,11 +36,14 @@ class PruningPlan:
 
     `kept` maps names of parameters, buffers and tensor attributes of the original model to
     `{dim: kept indices}`, and is complete: zeroing everything else in the original is the masked original.
-    `attributes` maps module paths to the integers their code reads, with the new values.
+    `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
+    substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
     """
 
     kept: Kept
-    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -64,6 +68,8 @@ class PruningPlan:
                 for name, dims in sorted(self.kept.items())
             },
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
+            "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
+            "scales": dict(sorted(self.scales.items())),
             "notes": list(self.notes),
         }
 
@@ -86,7 +92,7 @@ class PruningPlan:
         fields = _typed(data, dict, "$")
         if fields.get("schema") != SCHEMA:
             raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "attributes", "notes"}, "$")
+        _keys(fields, {"schema", "fingerprint", "kept", "attributes", "swaps", "scales", "notes"}, "$")
         kept: Kept = {}
         sizes: dict[str, dict[int, int]] = {}
         for name, dims in _typed(fields["kept"], dict, "$.kept").items():
@@ -98,14 +104,23 @@ class PruningPlan:
                 size = _typed(entry["of"], int, f"{path}.of")
                 kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{path}.indices")
                 sizes.setdefault(name, {})[int(dim)] = size
-        attributes: dict[str, dict[str, int]] = {}
+        attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
-                key: _typed(value, int, f"$.attributes.{module}.{key}")
+                key: _number(value, f"$.attributes.{module}.{key}")
                 for key, value in _typed(values, dict, f"$.attributes.{module}").items()
             }
+        swaps = {}
+        for module, swap in _typed(fields["swaps"], dict, "$.swaps").items():
+            path = f"$.swaps.{module}"
+            if len(_typed(swap, list, path)) != 2 or swap[0] not in SWAPS:
+                raise PlanError(f"{path}: expected one of {', '.join(SWAPS)} and a number, found {swap!r}")
+            swaps[module] = (swap[0], _typed(swap[1], int, path))
+        scales = {}
+        for name, scale in _typed(fields["scales"], dict, "$.scales").items():
+            scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(kept, attributes, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
+        return PruningPlan(kept, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
 
     def check_fits(self, model: nn.Module) -> None:
         """Raises PlanError unless this plan was made for a model of the same names and shapes."""
@@ -126,6 +141,14 @@ class PruningPlan:
 def _typed(value: Any, kind: type, path: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PlanError(f"{path}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _number(value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_typed(v, int, path) for v in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlanError(f"{path}: expected a number, found {type(value).__name__}")
     return value
 
 

@@ -12,8 +12,10 @@ from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
 from .labels import IntArray
+from .nn import STAND_INS
 from .plan import PruningPlan
 from .rules.checks import View
+from .rules.normalization import Fold
 
 SCOPES = ("local", "global")
 
@@ -144,10 +146,37 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
         if dims:
             kept[name] = {dim: _shared(indices, seen) for dim, indices in sorted(dims.items())}
             sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
-    attributes: dict[str, dict[str, int]] = {}
+    attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
         attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
-    return PruningPlan(kept, attributes, sizes, graph.fingerprint, notes)
+    swaps, scales = _substitutes(graph, view, set(kept), attributes)
+    return PruningPlan(kept, attributes, swaps, scales, sizes, graph.fingerprint, notes)
+
+
+def _substitutes(
+    graph: ChannelGraph, view: View, touched: set[str], attributes: dict[str, dict[str, Any]]
+) -> tuple[dict[str, tuple[str, int]], dict[str, float]]:
+    """The modules to swap, and what to fold into weights; `attributes` gets what goes with them."""
+    swaps: dict[str, tuple[str, int]] = {}
+    scales: dict[str, float] = {}
+    for norm in graph.space.norms:
+        left = int((~view.removed[norm.labels]).sum())
+        if left == len(norm.labels):
+            continue
+        values = attributes.setdefault(norm.path, {})
+        if isinstance(norm, Fold):
+            scales[norm.parameter] = math.sqrt(len(norm.labels) / left)
+            values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
+            if norm.shape:
+                values[norm.shape] = (left,)
+        elif norm.name == "norm":
+            swaps[norm.path] = ("norm", norm.channels)
+        elif hasattr(graph.space.modules[norm.path], "normalized_shape"):
+            values["normalized_shape"] = (left,)
+    for path, module in graph.space.modules.items():
+        if type(module) in STAND_INS and any(name.startswith(f"{path}." if path else "") for name in touched):
+            swaps[path] = ("attention", 0)
+    return swaps, scales
 
 
 def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:

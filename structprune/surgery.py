@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UnsupportedModelError
+from .nn import swap
 from .plan import PruningPlan
 from .trace import named_tensors
 
@@ -31,6 +32,8 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     with torch.no_grad():
         index = _Index()
         sliced = {id(t): slice_tensor(t, plan.kept.get(name, {}), index) for name, t in chosen.items()}
+        for name, scale in plan.scales.items():
+            sliced[id(tensors[name])].mul_(scale)
     if inplace:
         _replace(model, sliced)
         small = model
@@ -41,6 +44,8 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     for path, values in plan.attributes.items():
         for name, value in values.items():
             setattr(modules[path], name, value)
+    for path, (name, channels) in plan.swaps.items():
+        swap(modules[path], name, channels)
     return small
 
 

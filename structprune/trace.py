@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from types import CodeType, MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ _TAG = "_structprune_node"
 
 # Operations whose tensor arguments are positions: what they hold decides where data goes.
 _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "gather", "index_put", "take", "index"})
+
+
+# Operations for which it matters whose `forward` calls them.
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,17 @@ def source_line() -> str:
     return ""
 
 
+def _caller() -> CodeType:
+    """The code that called the operation: the first outside structprune and the dispatching parts of PyTorch."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_HERE) and not name.endswith(("torch/overrides.py", "torch/nn/functional.py", "contextlib.py")):
+            break
+        frame = frame.f_back
+    return frame.f_code
+
+
 class Recorder(TorchFunctionMode):
     """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
 
@@ -165,6 +181,8 @@ class Recorder(TorchFunctionMode):
     def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> fx.Node:
         node = self.program.graph.call_function(function, args, kwargs)
         node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
+        if name in _NORMS:
+            node.meta["code"] = _caller()
         return node
 
     # -- values and nodes -------------------------------------------------------------------------------
@@ -276,8 +294,18 @@ def _opaque(*tensors: Any) -> Any:
     raise NotImplementedError("a scripted call can be traced, but not run from its trace")
 
 
-def trace(model: nn.Module, call: Call, leaves: Callable[[str], bool]) -> Program:
-    """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit."""
+def trace(
+    model: nn.Module,
+    call: Call,
+    leaves: Callable[[str], bool],
+    stand_ins: Mapping[type[nn.Module], Callable[..., Any]] = MappingProxyType({}),
+) -> Program:
+    """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit.
+
+    Args:
+        leaves: says of an operation's name whether it is understood; other Python functions are opened.
+        stand_ins: forwards that take the place of those of rigid modules, by exact type.
+    """
     modules = dict(model.named_modules())
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     paths = {id(module): path for path, module in modules.items()}
@@ -290,6 +318,8 @@ def trace(model: nn.Module, call: Call, leaves: Callable[[str], bool]) -> Progra
         for path, module in modules.items():
             state = vars(module)
             state["training"] = call.training
+            if type(module) in stand_ins and "forward" not in state:
+                state["forward"] = MethodType(stand_ins[type(module)], module)
             for key, value in state.items():
                 if type(value) is int:
                     state[key] = Size(value, AttributeOf(path, key))
@@ -331,7 +361,15 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
         output = model(*call.args, **call.kwargs)
     node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
     node.meta.update(op="output", shape=(), path="", where="")
+    _drop_unread(program.graph)
     return program
+
+
+def _drop_unread(graph: fx.Graph) -> None:
+    """Removes what no output depends on; what writes in place stays."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not node.meta.get("inplace"):
+            graph.erase_node(node)
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:

@@ -1,1 +1,166 @@
-"""Attention and matrix products between values."""
+"""Products of two values: matrix products, einsum, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..labels import IntArray, Labels, varying
+from .site import Site, rule
+
+
+def sum_over(site: Site, a: Labels, dim: int, b: Labels, other_dim: int) -> tuple[Labels, Labels]:
+    """Dimension `dim` of `a` is summed against `other_dim` of `b`.
+
+    Labels that also vary over another dimension (heads) become constant along the sum: the labels of one batch
+    slice are one unit. Those that vary along the sum alone are coupled one by one, provided that what is
+    removed is zero on one side.
+    """
+    zero = site.zero(a, b)
+    a, b = _whole(site, a, dim), _whole(site, b, other_dim)
+    left, right = a.along(dim), b.along(other_dim)
+    if left is not None and right is not None and zero:
+        site.couple(left.reshape(-1), right.reshape(-1))
+    else:
+        why = "against a fixed size" if (left is None) != (right is None) else "and what is removed may not be zero"
+        for labels in (left, right):
+            if labels is not None:
+                site.fix(labels, f"{site.name} sums over it, {why}")
+    return a, b
+
+
+def _whole(site: Site, value: Labels, dim: int) -> Labels:
+    """Labels that vary over `dim` and over other dimensions become constant along `dim`."""
+    coordinate = value.along(dim)
+    return value if coordinate is None or len(varying(coordinate)) < 2 else site.hold(value, (dim,), "")
+
+
+@rule("matmul", "bmm", "mm", "mv", "dot")
+def matmul(site: Site, a: Labels, b: Labels) -> Labels:
+    """[..., M, K] x [..., K, N] -> [..., M, N], with NumPy's rules for vectors and broadcasting"""
+    left = Labels((1, *a.shape), tuple(c[None] for c in a.coordinates)) if a.ndim == 1 else a
+    right = Labels((*b.shape, 1), tuple(c[..., None] for c in b.coordinates)) if b.ndim == 1 else b
+    return _product(site, a, b, left, right)
+
+
+def _product(site: Site, a: Labels, b: Labels, left: Labels, right: Labels) -> Labels:
+    site.alias(a, left)
+    site.alias(b, right)
+    left, right = sum_over(site, left, -1, right, -2)
+    site.produce(right.along(-1))
+    rank = max(left.ndim, right.ndim)
+    batch = tuple(np.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
+    shape = (*batch, left.shape[-2], right.shape[-1])
+    rows = _side(left, rank, keep=-2)
+    columns = _side(right, rank, keep=-1)
+    out = site.broadcast([Labels((*left.shape[:-1], 1), rows), Labels((*right.shape[:-2], 1, right.shape[-1]), columns)], shape)
+    dropped = tuple(d for d, n in ((rank - 2, a.ndim), (rank - 1, b.ndim)) if n == 1)
+    return Labels(site.shape, tuple(c.squeeze(dropped) for c in out.coordinates)) if dropped else out
+
+
+def _side(value: Labels, rank: int, keep: int) -> tuple[IntArray, ...]:
+    """The coordinates that are not summed over."""
+    summed = -1 if keep == -2 else -2
+    return tuple(c for c in value.coordinates if c.shape[summed] == 1)
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def addmm(site: Site, input: Labels, a: Labels, b: Labels, **scales: Any) -> Any:
+    """input + a x b"""
+    if site.name == "addbmm" or scales:
+        return site.unknown(input, a, b)
+    return site.broadcast([input, _product(site, a, b, a, b)], site.shape)
+
+
+@rule("einsum")
+def einsum(site: Site, equation: Any, *operands: Any) -> Any:
+    """Letters are dimensions: those that share one are coupled, those missing on the right are summed over."""
+    values = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
+    if not isinstance(equation, str) or "." in equation or len(values) > 2:
+        return site.unknown(values)
+    left, _, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if any(len(set(t)) < len(t) for t in terms) or len(terms) != len(values):
+        return site.unknown(values)
+    if "->" not in equation:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    zero = site.zero(*values)
+    for letter in sorted(set("".join(terms)) - set(right)):
+        values = _sum_letter(site, terms, values, letter, zero)
+    aligned = [_align(value, term, right) for value, term in zip(values, terms, strict=True)]
+    if len(values) == 2:
+        for value, term in zip(values, terms, strict=True):
+            if site.is_parameter(value):
+                for letter in set(term) & set(right):
+                    site.produce(value.along(term.index(letter)))
+    return site.broadcast(aligned, site.shape)
+
+
+def _sum_letter(site: Site, terms: list[str], values: list[Labels], letter: str, zero: bool) -> list[Labels]:
+    holders = [i for i, term in enumerate(terms) if letter in term]
+    values = list(values)
+    for i in holders:
+        held = _whole(site, values[i], terms[i].index(letter))
+        site.alias(values[i], held)
+        values[i] = held
+    found = [values[i].along(terms[i].index(letter)) for i in holders]
+    if len(found) == 2 and all(f is not None for f in found) and zero:
+        site.couple(found[0].reshape(-1), found[1].reshape(-1))  # type: ignore[union-attr]
+    elif not (len(found) == 1 and zero):
+        for labels in found:
+            if labels is not None:
+                site.fix(labels, f"einsum sums over {letter}")
+    return values
+
+
+def _align(value: Labels, term: str, target: str) -> Labels:
+    """The value with its dimensions in the order of the result, without those summed over."""
+    coordinates = []
+    for c in value.coordinates:
+        if all(c.shape[i] == 1 for i, letter in enumerate(term) if letter not in target):
+            kept = [i for i, letter in enumerate(term) if letter in target]
+            order = sorted(kept, key=lambda i: target.index(term[i]))
+            moved = c.transpose([*order, *(i for i in range(c.ndim) if i not in kept)]).reshape([c.shape[i] for i in order])
+            sizes = iter(moved.shape)
+            coordinates.append(moved.reshape([next(sizes) if letter in term else 1 for letter in target]))
+    shape = tuple(value.shape[term.index(letter)] if letter in term else 1 for letter in target)
+    return Labels(shape, tuple(coordinates))
+
+
+@rule("scaled_dot_product_attention")
+def attention(
+    site: Site, query: Labels, key: Labels, value: Labels, attn_mask: Labels | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False,
+) -> Labels:  # fmt: skip
+    """softmax(q k / sqrt(E)) v over [..., heads, L, E]; with `enable_gqa`, several query heads share a key head."""
+    zero = site.zero(query, key)
+    held = "the scale of attention depends on it"
+    query, key = (site.hold(v, (-2,), "attention runs over positions") for v in (query, key))
+    value = site.hold(value, (-2,), "attention runs over positions")
+    query, key = _whole(site, query, -1), _whole(site, key, -1)
+    if scale is None or not zero:
+        query, key = site.hold(query, (-1,), held), site.hold(key, (-1,), held)
+    else:
+        site.join(query, -1, key, -1)
+    parts = [Labels((*v.shape[:-2], 1, 1), v.without((-1,))) for v in (query, key)]
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        repeat = query.shape[-3] // key.shape[-3]
+        parts[1] = _repeated(parts[1], repeat)
+        value = _repeated(value, repeat)
+    mask = [] if attn_mask is None else [site.hold(attn_mask, (-1, -2), "attention runs over positions")]
+    parts.append(Labels((*value.shape[:-2], 1, value.shape[-1]), value.coordinates))
+    return site.broadcast([*parts, *mask_heads(mask)], site.shape)
+
+
+def mask_heads(masks: Sequence[Labels]) -> list[Labels]:
+    """An attention mask or bias meets the heads; its positions are not the result's."""
+    return [Labels((*m.shape[:-2], 1, 1), m.coordinates) for m in masks]
+
+
+def _repeated(value: Labels, times: int) -> Labels:
+    """Key heads laid beside the query heads that read them."""
+    dim = value.ndim - 3
+    coordinates = tuple(np.repeat(c, times, axis=dim) if c.shape[dim] > 1 else c for c in value.coordinates)
+    return Labels((*value.shape[:dim], value.shape[dim] * times, *value.shape[dim + 1 :]), coordinates)

@@ -15,7 +15,7 @@ from .site import Site, labels_in, rule
 
 def run_on(site: Site, array: IntArray, shape: Sequence[int], args: Any, kwargs: Any) -> list[IntArray]:
     """Runs the site's operation on an index array, expanded to `shape`; several results come as several arrays."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).expand(tuple(shape))
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).expand(tuple(shape))
     out = site.node.target(tensor, *args, **kwargs)  # type: ignore[operator]
     return [t.numpy() for t in (out if isinstance(out, list | tuple) else [out])]
 

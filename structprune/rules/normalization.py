@@ -1,11 +1,46 @@
-"""Normalisations: affine parameters and statistics belong to the channels they scale."""
+"""Normalisations: affine parameters and statistics belong to the channels they scale.
+
+Statistics over a dimension that shrinks see zeros in the masked original and nothing in the small model. The
+count must stay the original one: RMS norms fold it into their own weight and eps, layer and group norms are
+swapped for modules that divide by it (`structprune.nn`). All that needs the removed inputs to be zero.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..labels import Labels
+from torch import fx
+
+from ..labels import IntArray, Labels, varying
+from ..sizes import Size
+from .checks import Requirement, View
 from .site import Site, rule
+
+NOT_ZERO = "its statistics run over it, and what is removed may not be zero"
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A module to replace if any of `labels` go."""
+
+    path: str
+    name: str
+    channels: int
+    labels: IntArray
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept."""
+
+    parameter: str
+    path: str
+    attribute: str
+    labels: IntArray
+    shape: str = field(default="")  # an attribute that holds the normalised shape, if there is one
 
 
 @rule("batch_norm", "instance_norm")
@@ -16,3 +51,152 @@ def channel_norm(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels
     for vector in vectors:
         site.join(input, 1, vector, 0)
     return Labels(site.shape, input.coordinates)
+
+
+def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | None]) -> tuple[Labels, IntArray | None]:
+    """The labels of the last dimension, if statistics run over it alone and may shrink."""
+    zero = site.zero(input)
+    if width > 1:
+        held = site.hold(input, range(input.ndim - width, input.ndim), f"{site.name} runs over several dimensions")
+        site.alias(input, held)
+        input = held
+    along = input.along(-1)
+    if along is not None and len(varying(along)) > 1:  # each head by itself, say
+        held = site.hold(input, (-1,), "")
+        site.alias(input, held)
+        input, along = held, None
+    if along is not None and not zero and not site.stock:
+        site.fix(along, NOT_ZERO)
+    for vector in vectors:
+        if vector is not None and width == 1:
+            site.join(input, -1, vector, 0)
+        elif vector is not None:
+            site.freeze(f"{site.name} runs over several dimensions", vector)
+    return input, along.reshape(-1) if along is not None else None
+
+
+@rule("layer_norm")
+def layer_norm(
+    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, bias: Labels | None = None,
+    eps: float = 1e-5, *args: Any,
+) -> Labels:  # fmt: skip
+    """Statistics over the last dimensions."""
+    input, labels = last_dim(site, input, len(normalized_shape), (weight, bias))
+    if labels is not None:
+        compensate(site, len(labels), labels)
+    return Labels(site.shape, input.coordinates)
+
+
+@rule("rms_norm")
+def rms_norm(
+    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, eps: float | None = None
+) -> Labels:
+    """A mean of squares over the last dimensions."""
+    node = site.node_of(weight) if weight is not None else None
+    input, labels = last_dim(site, input, len(normalized_shape), (weight,))
+    if labels is not None:
+        name = site.attribute_holding(eps) if eps is not None and site.stands_in("rms_norm") else ""
+        if name and node is not None and foldable(node) and not site.stock:
+            site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, "normalized_shape"))
+        else:
+            compensate(site, len(labels), labels)
+    return Labels(site.shape, input.coordinates)
+
+
+def compensate(site: Site, channels: int, labels: IntArray) -> None:
+    """Swaps the module that called this norm from its own forward; a call from elsewhere fixes the channels."""
+    if site.stands_in(site.name):
+        site.norms.append(Swap(site.path, "stock" if site.stock else "norm", channels, labels))
+    else:
+        site.fix(labels, f"{site.name} is called outside the forward of a module that could be swapped")
+
+
+@rule("group_norm")
+def group_norm(
+    site: Site, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any
+) -> Labels:
+    """A [groups, channels] grid: whole groups leave, or the same number of channels from each."""
+    zero = site.zero(input)
+    held = site.hold(input, (d for d in range(input.ndim) if d != 1), "statistics of group_norm run over it")
+    site.alias(input, held)
+    vectors = [v for v in (weight, bias) if v is not None]
+    channels = held.along(1)
+    for vector in vectors:
+        site.join(held, 1, vector, 0)
+    if channels is None:
+        return Labels(site.shape, held.coordinates)
+    count = int(num_groups)
+    grid = channels.reshape(count, -1)
+    if count > 1 and count >= grid.shape[1] and isinstance(num_groups, Size):
+        site.couple(grid, grid[:, :1])
+        units = grid[:, 0]
+        rows = lambda view: int((~view.removed[units]).sum())  # noqa: E731
+        site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
+    else:
+        site.couple(grid, grid[:1])
+        if not zero and not site.stock:
+            site.fix(grid, NOT_ZERO)
+        compensate(site, channels.size, grid[0])
+    return Labels(site.shape, held.coordinates)
+
+
+def foldable(weight: fx.Node) -> bool:
+    """Whether a parameter scales one thing only."""
+    return weight.meta["op"] == "parameter" and len(weight.users) == 1
+
+
+@rule("mean")
+def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Over channels only where it is the mean of squares of an RMS norm written out by hand."""
+    from .reduction import dims_of, reduce, sum_zeros
+
+    dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
+    labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
+    if labels is not None and len(varying(labels)) == 1 and site.zero(input):
+        fold = _written_rms(site, labels.reshape(-1))
+        if fold is not None:
+            site.norms.append(fold)
+            return sum_zeros(site, input, dims)
+    return reduce(site, input, dims, "mean runs over it")
+
+
+def _written_rms(site: Site, labels: IntArray) -> Fold | None:
+    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere."""
+    if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
+        return None
+    eps = _only_user(site.node, "add")
+    root = _only_user(eps, "rsqrt")
+    scaled = _only_user(root, "mul")
+    out = _only_user(scaled, "mul")
+    if eps is None or scaled is None or out is None:
+        return None
+    constants = [a for a in eps.args if isinstance(a, float)]
+    weights = [w for w in map(_unconverted, out.all_input_nodes) if w.meta["op"] == "parameter"]
+    if len(constants) != 1 or len(weights) != 1 or not all(foldable(w) for w in weights):
+        return None
+    name = site.attribute_holding(constants[0])
+    return Fold(weights[0].meta["tensor"], site.path, name, labels) if name else None
+
+
+def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
+    """The one operation that reads a value, if it is `op`; conversions of dtype are looked through."""
+    while node is not None:
+        users = list(node.users)
+        if len(users) != 1:
+            return None
+        node = users[0]
+        if node.meta["op"] not in ("to", "float", "type_as", "half", "double"):
+            return node if node.meta["op"] == op else None
+    return None
+
+
+def _unconverted(node: fx.Node) -> fx.Node:
+    while node.meta["op"] in ("to", "float", "type_as", "half", "double"):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def scale_of(fold: Fold, view: View) -> float:
+    """count / kept"""
+    kept = int((~view.removed[fold.labels]).sum())
+    return len(fold.labels) / kept if kept else math.nan

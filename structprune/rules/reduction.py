@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..labels import Labels
+from ..labels import IntArray, Labels, varying
 from .site import Site, rule
 
 
-def _dims(input: Labels, dim: Any) -> list[int]:
+def dims_of(input: Labels, dim: Any) -> list[int]:
+    """The dimensions that a `dim` argument names; all of them if there is none."""
     if dim is None or (isinstance(dim, list | tuple) and not dim):
         return list(range(input.ndim))
     return [int(d) % max(input.ndim, 1) for d in (dim if isinstance(dim, list | tuple) else (dim,))]
@@ -30,7 +31,7 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 
 
 @rule(
-    "sum", "mean", "prod", "amax", "amin", "max", "min", "std", "var", "var_mean", "std_mean", "logsumexp", "any", "all",
+    "sum", "prod", "amax", "amin", "max", "min", "std", "var", "var_mean", "std_mean", "logsumexp", "any", "all",
     "argmax", "argmin", "median", "nanmean", "nansum", "count_nonzero", "mode", "aminmax",
 )  # fmt: skip
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -40,13 +41,29 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
         return site.broadcast([input, dim], site.shape)
     if isinstance(dim, bool):  # var(x, unbiased)
         dim = None
-    return reduce(site, input, _dims(input, dim), f"{site.name} runs over it")
+    if site.name in ("sum", "nansum") and site.zero(input):
+        return sum_zeros(site, input, dims_of(input, dim))
+    return reduce(site, input, dims_of(input, dim), f"{site.name} runs over it")
+
+
+def sum_zeros(site: Site, input: Labels, dims: Sequence[int]) -> Labels:
+    """A sum over channels, where those that go are zero: nothing is missed."""
+    whole = Labels.of(input.shape, [_along_only(site, c, dims) for c in input.coordinates])
+    return reduce(site, Labels(input.shape, whole.without(dims)), dims, "")
+
+
+def _along_only(site: Site, coordinate: IntArray, dims: Sequence[int]) -> IntArray:
+    """Labels that vary along summed dimensions and others besides are constant along the sum."""
+    kept = [d for d in varying(coordinate) if d not in dims]
+    return site.hold_coordinate(coordinate, dims, "") if kept else coordinate
 
 
 @rule("linalg_vector_norm")
 def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """torch.linalg.vector_norm(x, ord, dim)"""
-    return reduce(site, input, _dims(input, dim), "a norm runs over it")
+    if site.zero(input) and ord in (1, 2):
+        return sum_zeros(site, input, dims_of(input, dim))
+    return reduce(site, input, dims_of(input, dim), "a norm runs over it")
 
 
 @rule(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from ..labels import Couplings, IntArray, Labels, varying
 from ..sizes import Size
 from .checks import Check, Requirement
+from .zeros import is_zero
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -33,14 +34,25 @@ class Site:
     """One node of the traced graph, as its rule sees it."""
 
     def __init__(
-        self, node: fx.Node, values: dict[fx.Node, Any], couplings: Couplings, checks: list[Check | Requirement]
+        self,
+        node: fx.Node,
+        values: dict[fx.Node, Any],
+        couplings: Couplings,
+        checks: list[Check | Requirement],
+        modules: Mapping[str, nn.Module],
+        stock: bool,
     ) -> None:
         self.node = node
         self.name: str = node.meta["op"]
+        self.path: str = node.meta["path"]
         self.values = values
         self.couplings = couplings
         self.checks = checks
+        self.modules = modules
+        self.stock = stock  # norms stay as they are, and may deviate
+        self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
         self.producing: list[IntArray] = []
+        self._aliases: dict[int, Labels] = {}
 
     # -- facts -------------------------------------------------------------------------------------------
 
@@ -58,9 +70,29 @@ class Site:
         """The shapes of the tensors among several results, by position."""
         return {user.args[1]: user.meta["shape"] for user in self.node.users if "shape" in user.meta}  # type: ignore
 
+    def alias(self, value: Labels, derived: Labels) -> None:
+        """`derived` stands for the argument `value` from now on."""
+        if derived is not value:
+            self._aliases[id(derived)] = self._aliases.get(id(value), value)
+
+    def node_of(self, value: Labels) -> fx.Node | None:
+        """The node that an argument of this operation comes from."""
+        value = self._aliases.get(id(value), value)
+        return next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)
+
+    def is_parameter(self, value: Labels) -> bool:
+        """Whether an argument is a parameter or buffer itself."""
+        node = self.node_of(value)
+        return node is not None and node.meta["op"] == "parameter"
+
+    def zero(self, *values: Labels) -> bool:
+        """Whether what is removed of at least one of these arguments is zero in the masked original."""
+        nodes = [self.node_of(v) for v in values]
+        return any(n is not None and is_zero(n, self.values) for n in nodes)
+
     def describe(self, value: Labels) -> str:
         """Where an argument comes from, in words."""
-        node = next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)
+        node = self.node_of(value)
         if node is None or node.meta["op"] == "constant":
             return "a constant"
         if node.meta["op"] == "input":
@@ -68,6 +100,18 @@ class Site:
         if node.meta["op"] == "parameter":
             return f"{node.meta['tensor']}"
         return f"the result of {node.meta['op']}"
+
+    def stands_in(self, name: str) -> bool:
+        """Whether the calling module makes this call once, in its own forward, so that a substitute can make it."""
+        module = self.modules[self.path]
+        calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
+        alike = all(n.meta["code"] is type(module).forward.__code__ for n in calls)
+        return alike and "forward" not in vars(module) and len({n.meta["shape"] for n in calls}) == 1
+
+    def attribute_holding(self, value: float | None) -> str:
+        """The one float attribute of the calling module with this value; empty if there is none or several."""
+        found = [k for k, v in vars(self.modules[self.path]).items() if type(v) is float and v == value]
+        return found[0] if len(found) == 1 else ""
 
     # -- couplings ---------------------------------------------------------------------------------------
 
@@ -168,7 +212,7 @@ class Site:
     def produce(self, labels: IntArray | None) -> None:
         """These are output channels of a filter: what rankings by norm look at."""
         if labels is not None:
-            self.producing.append(labels)
+            self.producing.append(labels.reshape(-1))
 
     # -- sizes -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,198 @@
+"""Modules that take the place of rigid ones after surgery: same parameter names, same arguments, free sizes.
+
+Norms whose statistics ran over channels that are gone divide by the original count, so that the result is
+that of the masked original, which saw zeros there. `nn.MultiheadAttention` gets an inner width of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _wide(input: Tensor) -> Tensor:
+    """Statistics of half precision are taken in float32, as PyTorch does."""
+    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+
+
+def _standardise(input: Tensor, dims: Sequence[int], count: int, missing: int, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over `dims`, as if `missing` further elements, of `count` in all, were zero."""
+    dims = list(dims)
+    mean = input.sum(dims, keepdim=True) / count
+    centred = input - mean
+    variance = (centred.square().sum(dims, keepdim=True) + missing * mean.square()) / count
+    return centred * torch.rsqrt(variance + eps)
+
+
+def layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """`F.layer_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    count, width = normalized_shape[0], input.shape[-1]
+    if len(normalized_shape) > 1 or count == width:
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    out = _standardise(_wide(input), [-1], count, count - width, eps).to(input.dtype)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """`F.rms_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    count, width = normalized_shape[0], input.shape[-1]
+    if len(normalized_shape) > 1 or count == width:
+        return F.rms_norm(input, normalized_shape, weight, eps)
+    wide = _wide(input)
+    eps = torch.finfo(wide.dtype).eps if eps is None else eps
+    out = (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / count + eps)).to(input.dtype)
+    return out if weight is None else out * weight
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, channels: int
+) -> Tensor:
+    """`F.group_norm` over `channels` channels of which dimension 1 of `input` holds the rest, as many in each group."""
+    width = input.shape[1]
+    if width == channels:
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    grouped = _wide(input).reshape(input.shape[0], num_groups, -1)
+    each = grouped.shape[-1]
+    count = each // (width // num_groups) * (channels // num_groups)
+    out = _standardise(grouped, [-1], count, count - each, eps).reshape(input.shape).to(input.dtype)
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    out = out if weight is None else out * weight.reshape(shape)
+    return out if bias is None else out + bias.reshape(shape)
+
+
+def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
+    """A subclass of `kind` in whose `forward` the norms of `torch.nn.functional` count `channels` channels."""
+    return _compensated(kind, channels)
+
+
+@functools.cache
+def _compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
+    shim = types.ModuleType("torch.nn.functional")
+    vars(shim).update(vars(F))
+    replaced: dict[str, Callable[..., Tensor]] = {
+        "layer_norm": layer_norm,
+        "rms_norm": rms_norm,
+        "group_norm": functools.partial(group_norm, channels=channels),
+    }
+    vars(shim).update(replaced)
+    forward = kind.forward
+    names = {id(getattr(F, name)): function for name, function in replaced.items()} | {id(F): shim}
+    namespace = {key: names.get(id(value), value) for key, value in forward.__globals__.items()}
+    own = types.FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
+    own.__kwdefaults__ = forward.__kwdefaults__
+
+    def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
+        return _rebuild, (kind, channels), vars(self)
+
+    def extra_repr(self: nn.Module) -> str:
+        return ", ".join(part for part in (kind.extra_repr(self), f"statistics over {channels} channels") if part)
+
+    members = {"forward": own, "__reduce_ex__": reduce, "extra_repr": extra_repr, "__module__": __name__, "plain": kind}
+    return type("Compensated" + kind.__name__, (kind,), members)
+
+
+def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
+    made = compensated(kind, channels)
+    return made.__new__(made)
+
+
+def attend(
+    self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+    need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """`nn.MultiheadAttention.forward` with the inner width taken from the weights instead of the outer width."""
+    batched = query.dim() == 3
+    same = query is key, key is value
+    if not batched:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+    elif self.batch_first:
+        query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+    q, k, v = _project(self, query, query if same[0] else key, (query if same[0] else key) if same[1] else value)
+    mask = _mask(self, query, key, key_padding_mask, attn_mask)
+    if self.bias_k is not None and self.bias_v is not None:
+        k = torch.cat([k, self.bias_k.expand(-1, k.shape[1], -1)])
+        v = torch.cat([v, self.bias_v.expand(-1, v.shape[1], -1)])
+        mask = F.pad(mask, (0, 1)) if mask is not None else None
+    if self.add_zero_attn:
+        k, v = torch.cat([k, torch.zeros_like(k[:1])]), torch.cat([v, torch.zeros_like(v[:1])])
+        mask = F.pad(mask, (0, 1)) if mask is not None else None
+    q, k, v = (t.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3) for t in (q, k, v))
+    dropout = self.dropout if self.training else 0.0
+    weights = None
+    if need_weights:
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+        out = weights @ v
+    else:
+        causal = is_causal and attn_mask is not None and key_padding_mask is None
+        out = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+    out = F.linear(out.permute(2, 0, 1, 3).flatten(-2), self.out_proj.weight, self.out_proj.bias)
+    if weights is not None:
+        weights = weights.mean(1) if average_attn_weights else weights
+        weights = weights if batched else weights.squeeze(0)
+    if not batched:
+        return out.squeeze(1), weights
+    return (out.transpose(0, 1) if self.batch_first else out), weights
+
+
+def _project(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed or separate projections of [positions, batch, width]."""
+    bias = self.in_proj_bias
+    biases = bias.chunk(3) if bias is not None else (None, None, None)
+    if self.in_proj_weight is None:
+        weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+    elif query is key and key is value:
+        q, k, v = F.linear(query, self.in_proj_weight, bias).chunk(3, -1)
+        return q, k, v
+    else:
+        weights = list(self.in_proj_weight.chunk(3))
+    q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    return q, k, v
+
+
+def _mask(self: nn.MultiheadAttention, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Both masks as one that is added to scores of shape [batch, heads, positions, keys]."""
+    if mask is not None:
+        mask = _additive(mask, query.dtype)
+        if mask.dim() == 3:
+            mask = mask.unflatten(0, (-1, self.num_heads))
+    if padding is not None:
+        padding = _additive(padding, query.dtype).reshape(-1, 1, 1, key.shape[0])
+        mask = padding if mask is None else mask + padding
+    return mask
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
+    return mask.to(dtype)
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` with heads and inner width free of the outer width; see `attend`."""
+
+    forward = attend
+    # nn.TransformerEncoderLayer asks this before it takes a path that reads the weights with the old sizes.
+    _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+
+
+STAND_INS: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: attend}
+
+
+def swap(module: nn.Module, name: str, channels: int) -> None:
+    """Turns a module into its substitute, in place: the parameters stay where they are."""
+    if name == "attention":
+        vars(module).pop("_qkv_same_embed_dim", None)
+        module.__class__ = MultiheadAttention
+    else:
+        module.__class__ = compensated(type(module), channels)
