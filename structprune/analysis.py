@@ -64,7 +64,6 @@ class Space:
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    producing: list[IntArray] = field(default_factory=list)
     grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,7 +108,6 @@ class Space:
             if known is None or _binds(known, site, args, kwargs):
                 raise
             out = site.unknown(args, kwargs)
-        self.producing += site.producing
         self.norms += site.norms
         self._guard_arguments(node)
         return out
@@ -172,8 +170,7 @@ class Space:
     def _fix_orphans(self) -> None:
         roots = self.couplings.roots()
         produced = np.zeros(len(roots), bool)
-        if self.producing:
-            produced[roots[np.concatenate(self.producing)]] = True
+        produced[roots[self.couplings.produced]] = True
         orphans = np.flatnonzero((roots > 0) & ~produced[roots])
         if len(orphans):
             self.couplings.fix(orphans, ORPHAN, None)

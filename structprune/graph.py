@@ -80,9 +80,7 @@ class ChannelGraph:
     @cached_property
     def _producing(self) -> set[tuple[str, int]]:
         """The parameter dimensions that are output channels of filters."""
-        made = np.zeros(self.space.couplings.count, bool)
-        for labels in self.space.producing:
-            made[labels] = True
+        made = self.space.couplings.produced
         found = set()
         for name, labels in self.space.parameters.items():
             for coordinate in labels.coordinates:

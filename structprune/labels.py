@@ -73,12 +73,24 @@ class Couplings:
         self.count = 1
         self.pairs: list[tuple[IntArray, IntArray, Any]] = []  # (labels, labels, the node that couples them)
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
+        self._produced = np.zeros(1024, bool)
         self._solved: tuple[tuple[int, int, int], IntArray] | None = None
 
     def new(self, size: int) -> IntArray:
         """`size` labels that nobody has used yet."""
         self.count += size
+        if self.count > len(self._produced):
+            self._produced = np.concatenate([self._produced, np.zeros(self.count, bool)])
         return np.arange(self.count - size, self.count)
+
+    def produce(self, labels: IntArray) -> None:
+        """These are output channels of filters."""
+        self._produced[labels] = True
+
+    @property
+    def produced(self) -> BoolArray:
+        """By label: whether it is an output channel of a filter."""
+        return self._produced[: self.count]
 
     def couple(self, a: IntArray, b: IntArray, node: Any) -> None:
         """Element by element, the labels of `a` and `b` (which broadcast) become one unit."""

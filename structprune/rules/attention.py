@@ -66,11 +66,10 @@ def _side(value: Labels, rank: int, keep: int) -> tuple[IntArray, ...]:
     return tuple(c for c in value.coordinates if c.shape[summed] == 1)
 
 
-@rule("addmm", "baddbmm", "addbmm")
-def addmm(site: Site, input: Labels, a: Labels, b: Labels, **scales: Any) -> Any:
-    """input + a x b"""
-    if site.name == "addbmm" or scales:
-        return site.unknown(input, a, b)
+@rule("addmm", "baddbmm")
+def addmm(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """beta * input + alpha * (a x b)"""
+    a, b = [v for v in (*args, *kwargs.values()) if isinstance(v, Labels)]
     return site.broadcast([input, _product(site, a, b, a, b)], site.shape)
 
 

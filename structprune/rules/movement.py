@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ..labels import IntArray, Labels, compress, varying
-from .checks import Movement
+from ..sizes import AttributeOf, Size
+from .checks import Movement, Requirement
 from .site import Site, labels_in, rule
 
 
@@ -79,13 +80,27 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
     if sizes is None:
         sizes = kwargs.pop("chunks", None) or kwargs.pop("split_size_or_sections", None) or kwargs.pop("split_size", None)
     widths = {shape[dim] for shape in site.parts.values()}
-    labels = site.vector(input, dim)
-    parts = -(-input.shape[dim] // max(widths, default=1))
-    if labels is not None and len(widths) == 1 and parts > 1 and len(labels) % parts == 0 and _adapts(site, sizes):
-        grid = labels.reshape(parts, -1)
-        site.couple(grid, grid[:1])
-    arguments, keywords = site.node.args[1:], site.node.kwargs
-    return move(site, input, arguments, keywords, touched=(dim,))
+    labels = input.along(dim)
+    width = max(widths, default=1)
+    if labels is not None and len(widths) == 1 and labels.shape[dim] % width == 0 and _adapts(site, sizes):
+        grid = np.moveaxis(labels, dim, -1)
+        grid = grid.reshape(*grid.shape[:-1], -1, width)
+        site.couple(grid, grid[..., :1, :])
+    moved = move(site, input, site.node.args[1:], site.node.kwargs, touched=(dim,))
+    if "chunk" not in site.name:
+        for i, size in enumerate(sizes if isinstance(sizes, list | tuple) else [sizes]):
+            if isinstance(size, Size) and isinstance(size.origin, AttributeOf) and i in moved:
+                follow(site, size, moved[i], dim)
+    return moved
+
+
+def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
+    """An attribute that is the size of a dimension follows it."""
+    labels = [c for c in value.coordinates if dim in varying(c)]
+    if labels:
+        origin = size.origin
+        why = f"{getattr(origin, 'module', '')}.{getattr(origin, 'name', '')} cannot be both the old size and the new one"
+        site.checks.append(Requirement(site.node, size, lambda view: view.shape(value)[dim], labels, why))
 
 
 def _adapts(site: Site, sizes: Any) -> bool:
@@ -130,19 +145,29 @@ def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> L
         if any(t.ndim != rank for t in values):
             return site.unknown(values)
         dim = {"hstack": min(1, rank - 1), "vstack": 0, "dstack": 2}[site.name]
+    spread = {d for v in values for c in [v.along(dim)] if c is not None for d in varying(c)} - {dim}
     ends: list[IntArray] = []
     across: list[Labels] = []
     for value in values:
-        along = value.along(dim)
-        if along is not None:
-            others = [d for d in varying(along) if d != dim]
-            along = site.hold_coordinate(along, others, "it is concatenated")
-        shape = [value.shape[d] if d == dim else 1 for d in range(rank)]
-        ends.append(along if along is not None else np.zeros(shape, np.int64))
-        across.append(Labels((*value.shape[:dim], 1, *value.shape[dim + 1 :]), value.without((dim,))))
-    rest = site.broadcast(across, (*site.shape[:dim], 1, *site.shape[dim + 1 :]))
-    end = np.concatenate(ends, axis=dim)
-    return site.merge(site.shape, [*rest.coordinates, *([end] if end.any() else [])])
+        end, rest = _end(site, value, dim, spread)
+        ends.append(end)
+        across.append(Labels((*value.shape[:dim], 1, *value.shape[dim + 1 :]), rest))
+    together = site.broadcast(across, (*site.shape[:dim], 1, *site.shape[dim + 1 :]))
+    laid = compress(np.concatenate(ends, axis=dim))
+    return site.merge(site.shape, [*together.coordinates, *([laid] if laid.any() else [])])
+
+
+def _end(site: Site, value: Labels, dim: int, spread: set[int]) -> tuple[IntArray, tuple[IntArray, ...]]:
+    """What a value contributes along `dim`, filled up over the dimensions `spread`, and its other coordinates."""
+    own = [c for c in value.coordinates if c.shape[dim] > 1 or any(c.shape[d] > 1 for d in spread)]
+    merged = site.merge(value.shape, own).coordinates
+    along = next((c for c in merged if c.shape[dim] > 1 or set(varying(c)) <= spread), None)
+    shape = [n if d == dim or d in spread else 1 for d, n in enumerate(value.shape)]
+    rest = tuple(c for c in value.coordinates if not any(c is o for o in own))
+    if along is None:
+        return np.zeros(shape, np.int64), rest + tuple(merged)
+    along = site.hold_coordinate(along, [d for d in varying(along) if d != dim and d not in spread], "it is concatenated")
+    return np.broadcast_to(along, shape), rest + tuple(c for c in merged if c is not along and not np.shares_memory(c, along))
 
 
 @rule("stack")
@@ -160,8 +185,15 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     site.freeze("it fills a new value", args, kwargs)
     sizes = args[0] if args and isinstance(args[0], list | tuple) else kwargs.get("size", args)
     coordinates = []
+    named = []  # sizes that are attributes: the dimension has labels of its own, and the attribute will follow
     for d, size in enumerate(sizes[: len(site.shape)]):
         vector = site.sized_like(size)
+        if vector is None and isinstance(size, Size) and isinstance(size.origin, AttributeOf) and size > 1:
+            vector = site.couplings.new(int(size))
+            named.append((d, size))
         if vector is not None:
             coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(len(site.shape))]))
-    return site.merge(site.shape, coordinates)
+    result = site.merge(site.shape, coordinates)
+    for d, size in named:
+        follow(site, size, result, d)
+    return result

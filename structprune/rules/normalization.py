@@ -78,7 +78,7 @@ def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
 @rule("layer_norm")
 def layer_norm(
     site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, bias: Labels | None = None,
-    eps: float = 1e-5, *args: Any,
+    eps: float = 1e-5, *args: Any, **kwargs: Any,
 ) -> Labels:  # fmt: skip
     """Statistics over the last dimensions."""
     input, labels = last_dim(site, input, len(normalized_shape), (weight, bias))
@@ -113,7 +113,8 @@ def compensate(site: Site, channels: int, labels: IntArray) -> None:
 
 @rule("group_norm")
 def group_norm(
-    site: Site, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any
+    site: Site, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any,
+    **kwargs: Any,
 ) -> Labels:
     """A [groups, channels] grid: whole groups leave, or the same number of channels from each."""
     zero = site.zero(input)
@@ -200,3 +201,13 @@ def scale_of(fold: Fold, view: View) -> float:
     """count / kept"""
     kept = int((~view.removed[fold.labels]).sum())
     return len(fold.labels) / kept if kept else math.nan
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(site: Site, v: Labels, g: Labels, dim: int = 0) -> Any:
+    """g * v / norm(v): a masked row would be 0 / 0, so filters stay; what the norm runs over may go."""
+    if not site.has_shape:
+        return site.unknown(v, g)
+    why = "weight_norm divides by its norm; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') frees it"
+    site.freeze(why, g)
+    return Labels(site.shape, site.hold(v, (int(dim),), why).coordinates)

@@ -12,7 +12,8 @@ from torch import fx
 
 from ..labels import IntArray, Labels, compress, varying
 from ..sizes import AttributeOf, Size
-from .checks import Requirement, View, take
+from .checks import View, take
+from .movement import follow
 from .site import Site, rule
 
 Regrouping = list[tuple[list[int], list[int]]]
@@ -109,19 +110,11 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -
         coordinates = [site.hold_coordinate(c, literal, why) for c in coordinates]
     result = site.merge(site.shape, coordinates)
     for d, size in enumerate(sizes, offset):
-        if isinstance(size, Size) and isinstance(size.origin, AttributeOf) and result.along(d) is not None:
-            _require(site, size, result, d)
+        if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
+            follow(site, size, result, d)
     why = f"{site.name} with these sizes does not commute with removing channels"
     site.checks.append(Reshaping(site, input, result, list(input.coordinates), why))
     return result
-
-
-def _require(site: Site, size: Size, result: Labels, dim: int) -> None:
-    origin = size.origin
-    assert isinstance(origin, AttributeOf)
-    why = f"{origin.module}.{origin.name} cannot be both the old size and the new one"
-    labels = [c for c in result.coordinates if dim in varying(c)]
-    site.checks.append(Requirement(site.node, size, lambda view: view.shape(result)[dim], labels, why))
 
 
 @rule("view", "reshape", "_unsafe_view", "reshape_symint")

@@ -51,7 +51,6 @@ class Site:
         self.modules = modules
         self.stock = stock  # norms stay as they are, and may deviate
         self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
-        self.producing: list[IntArray] = []
         self._aliases: dict[int, Labels] = {}
 
     # -- facts -------------------------------------------------------------------------------------------
@@ -174,10 +173,23 @@ class Site:
                 continue
             for other in [m for m in merged if set(varying(m)) & set(varying(coordinate))]:
                 merged = [m for m in merged if m is not other]
-                self.couple(coordinate, other)
-                coordinate = np.broadcast_arrays(coordinate, other)[0]
+                coordinate = self._met(coordinate, other)
             merged.append(coordinate)
         return Labels.of(shape, merged)
+
+    def _met(self, a: IntArray, b: IntArray) -> IntArray:
+        """Two coordinates over common dimensions become one.
+
+        A mere vector (rotary frequencies, the weight of a norm inside each head) that meets a grid does not
+        couple the rows of the grid: it is fixed, and the grid held along it.
+        """
+        small, large = sorted((a, b), key=lambda c: len(varying(c)))
+        dims = varying(small)
+        if set(dims) < set(varying(large)) and not self.couplings.produced[small].any():
+            self.fix(small, "it meets every row of a grid of labels (each head, say)")
+            return self.hold_coordinate(large, dims, "")
+        self.couple(a, b)
+        return np.broadcast_arrays(a, b)[0]
 
     def broadcast(self, values: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
         """Values that meet element by element, after broadcasting to `shape`."""
@@ -212,7 +224,7 @@ class Site:
     def produce(self, labels: IntArray | None) -> None:
         """These are output channels of a filter: what rankings by norm look at."""
         if labels is not None:
-            self.producing.append(labels.reshape(-1))
+            self.couplings.produce(labels)
 
     # -- sizes -------------------------------------------------------------------------------------------
 

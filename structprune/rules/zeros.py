@@ -28,7 +28,7 @@ _KEEP = frozenset(
     sum mean amax amin max min cumsum dropout dropout1d dropout2d dropout3d feature_dropout interpolate im2col col2im
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle linalg_vector_norm zeros_like grid_sampler
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd masked_fill_zero
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd
     div true_divide rms_norm""".split()
 )
 _PRODUCERS = frozenset({"parameter", "embedding", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
@@ -65,6 +65,8 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         return any(n.meta["op"] == "parameter" for n in inputs[1:]) or zero(inputs[0])
     if op in ("matmul", "bmm", "mm"):
         return _product(inputs, values, zero)
+    if op in ("addmm", "baddbmm"):
+        return len(inputs) == 3 and zero(inputs[0]) and _product(inputs[1:], values, zero)
     if op == "scaled_dot_product_attention":
         return zero(inputs[min(2, len(inputs) - 1)])
     if op in ("cat", "concat", "concatenate", "stack"):
