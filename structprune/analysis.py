@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from .rules.site import labels_in
 from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
 from .trace import Program
 
-PROBES = (0.5, 0.25)  # the fractions of units removed when commutation is tried out
 ORPHAN = "no filter of the traced calls produces it"
 
 
@@ -69,8 +69,9 @@ class Space:
     def __post_init__(self) -> None:
         self._families: tuple[IntArray, list[IntArray]] | None = None
         self._probed: tuple[IntArray, list[View]] | None = None
+        names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
         self._mirrors = {
-            AttributeOf(path, row.attribute): (row, f"{path}.{row.tensor}" if path else row.tensor)
+            AttributeOf(path, row.attribute): (row, names[id(attrgetter(row.tensor)(module))])
             for path, module in self.modules.items()
             for row in mirrors(module)
         }
@@ -126,10 +127,11 @@ class Space:
     def _guard_arguments(self, node: fx.Node) -> None:
         """Sizes passed as numbers to an operation that does not move data must keep their value."""
         checked = {id(c.node) for c in self.checks[-8:]}
-        if id(node) in checked or node.meta["op"] in _SIZED:
+        op = node.meta["op"]
+        if id(node) in checked or (op in _SIZED and op not in _FILLED):
             return
         found: list[Size] = []
-        _collect_sizes((node.args, node.kwargs), found)
+        _collect_sizes((node.args[_FILLED.get(op, 0) :], {k: v for k, v in node.kwargs.items() if k != "size"}), found)
         if found:
             self._add_guards([Guard(s.origin, int.__int__(s), node.meta["where"]) for s in found])
 
@@ -206,11 +208,11 @@ class Space:
         if self._probed is None or self._probed[0] is not roots:
             random = np.random.default_rng(0)
             views = []
-            for fraction in PROBES:
+            for choose in _PROBES:
                 removed = np.zeros(int(roots.max()) + 1, bool)
                 for units in self.families():
-                    count = max(int(len(units) * fraction), min(len(units) - 1, 1))
-                    removed[random.permutation(units)[:count]] = True
+                    if len(units) > 1:
+                        removed[choose(random.permutation(units), units)] = True
                 views.append(self.view(removed))
             self._probed = (roots, views)
         return self._probed[1]
@@ -270,9 +272,20 @@ class Space:
         return changed
 
 
+# Removals that are tried out: half and a quarter at random, the first, the last.
+_PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
+    lambda shuffled, units: shuffled[: len(units) // 2],
+    lambda shuffled, units: shuffled[: -(-len(units) // 4)],
+    lambda shuffled, units: units[:1],
+    lambda shuffled, units: units[-1:],
+)
+
 _SIZED = frozenset({"view", "reshape", "unflatten", "expand", "broadcast_to", "zeros", "ones", "empty", "full", "rand", "randn",
                     "new_zeros", "new_ones", "new_empty", "new_full", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
                     "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
+
+
+_FILLED = {"full": 1, "new_full": 2}  # from this argument on, sizes are values
 
 
 def _collect_sizes(value: Any, into: list[Size]) -> None:

@@ -29,6 +29,8 @@ QUERIES = frozenset(
 # Queries whose answer is made of sizes.
 SIZES = frozenset({"shape", "size", "numel", "nelement", "len"})
 
+# Values handed to Python; `Tensor.float()` and the like keep their plain names.
+_CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__contains__"})
 _BY_OBJECT = {torch.nn.functional.unfold: "im2col", torch.nn.functional.fold: "col2im"}  # unlike Tensor.unfold
 _REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
 _SPELLED = {
@@ -63,9 +65,9 @@ def operation(function: Callable[..., Any]) -> Operation:
     if isinstance(function, torch._ops.OpOverload):
         name = name.split(".")[0]
     inplace = False
-    if name.startswith("__") and name.endswith("__"):
+    if name.startswith("__") and name.endswith("__") and name not in _CONVERSIONS:
         name = name[2:-2]
-        if name not in ("index", "int", "invert") and name.startswith("i") and hasattr(torch.Tensor, name[1:]):
+        if name != "invert" and name.startswith("i") and hasattr(torch.Tensor, name[1:]):
             name, inplace = name[1:], True
         name = _SPELLED.get(name, name)
         inplace |= name == "setitem"

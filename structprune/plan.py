@@ -34,13 +34,15 @@ def fingerprint(model: nn.Module) -> str:
 class PruningPlan:
     """What stays of a model.
 
-    `kept` maps names of parameters, buffers and tensor attributes of the original model to
-    `{dim: kept indices}`, and is complete: zeroing everything else in the original is the masked original.
+    `kept` maps names of parameters and buffers of the original model to `{dim: kept indices}`, and is complete:
+    zeroing everything else in the original is the masked original. `tensors` does so for plain tensor attributes,
+    which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
     """
 
     kept: Kept
+    tensors: Kept = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
@@ -58,19 +60,28 @@ class PruningPlan:
             for dim, indices in self.kept.get(name, {}).items()
         }
 
+    @property
+    def cut(self) -> Kept:
+        """Everything that surgery slices."""
+        return {**self.kept, **self.tensors}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings, in a fixed order."""
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
-            "kept": {
-                name: {str(dim): {"of": self.sizes[name][dim], "indices": list(indices)} for dim, indices in sorted(dims.items())}
-                for name, dims in sorted(self.kept.items())
-            },
+            "kept": self._rows(self.kept),
+            "tensors": self._rows(self.tensors),
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
             "notes": list(self.notes),
+        }
+
+    def _rows(self, kept: Kept) -> dict[str, Any]:
+        return {
+            name: {str(dim): {"of": self.sizes[name][dim], "indices": list(indices)} for dim, indices in sorted(dims.items())}
+            for name, dims in sorted(kept.items())
         }
 
     def to_json(self) -> str:
@@ -92,18 +103,9 @@ class PruningPlan:
         fields = _typed(data, dict, "$")
         if fields.get("schema") != SCHEMA:
             raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "attributes", "swaps", "scales", "notes"}, "$")
-        kept: Kept = {}
+        _keys(fields, {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}, "$")
         sizes: dict[str, dict[int, int]] = {}
-        for name, dims in _typed(fields["kept"], dict, "$.kept").items():
-            for dim, entry in _typed(dims, dict, f"$.kept.{name}").items():
-                path = f"$.kept.{name}.{dim}"
-                _keys(_typed(entry, dict, path), {"of", "indices"}, path)
-                if not dim.isdecimal():
-                    raise PlanError(f"{path}: a dimension is a number from 0, not {dim!r}")
-                size = _typed(entry["of"], int, f"{path}.of")
-                kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{path}.indices")
-                sizes.setdefault(name, {})[int(dim)] = size
+        kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -120,7 +122,7 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(kept, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
+        return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
 
     def check_fits(self, model: nn.Module) -> None:
         """Raises PlanError unless this plan was made for a model of the same names and shapes."""
@@ -142,6 +144,20 @@ def _typed(value: Any, kind: type, path: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PlanError(f"{path}: expected {kind.__name__}, found {type(value).__name__}")
     return value
+
+
+def _read_kept(value: Any, path: str, sizes: dict[str, dict[int, int]]) -> Kept:
+    kept: Kept = {}
+    for name, dims in _typed(value, dict, path).items():
+        for dim, entry in _typed(dims, dict, f"{path}.{name}").items():
+            at = f"{path}.{name}.{dim}"
+            _keys(_typed(entry, dict, at), {"of", "indices"}, at)
+            if not dim.isdecimal():
+                raise PlanError(f"{at}: a dimension is a number from 0, not {dim!r}")
+            size = _typed(entry["of"], int, f"{at}.of")
+            kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{at}.indices")
+            sizes.setdefault(name, {})[int(dim)] = size
+    return kept
 
 
 def _number(value: Any, path: str) -> Any:

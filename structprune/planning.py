@@ -150,7 +150,9 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     for leaf, value in graph.space.attributes(view).items():
         attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
     swaps, scales = _substitutes(graph, view, set(kept), attributes)
-    return PruningPlan(kept, attributes, swaps, scales, sizes, graph.fingerprint, notes)
+    registered = dict(graph.model.named_parameters()) | dict(graph.model.named_buffers())
+    tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
+    return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, graph.fingerprint, notes)
 
 
 def _substitutes(

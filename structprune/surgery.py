@@ -28,10 +28,10 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     plan.check_fits(model)
     tensors = named_tensors(model)
     paths = {id(module): path for path, module in model.named_modules()}
-    chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.kept}
+    chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.cut}
     with torch.no_grad():
         index = _Index()
-        sliced = {id(t): slice_tensor(t, plan.kept.get(name, {}), index) for name, t in chosen.items()}
+        sliced = {id(t): slice_tensor(t, plan.cut.get(name, {}), index) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
             sliced[id(tensors[name])].mul_(scale)
     if inplace:

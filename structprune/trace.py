@@ -133,6 +133,8 @@ class Recorder(TorchFunctionMode):
         self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
         self.paths = paths  # id of a module -> its path
         self.stack: list[str] = []
+        registered = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self.plain = {name for key, name in names.items() if key not in registered}
         self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
@@ -165,6 +167,7 @@ class Recorder(TorchFunctionMode):
             self.keep_positions(args, kwargs)
         node = self.add(function, known.name, lifted, lifted_kwargs)
         node.meta["inplace"] = known.inplace
+        node.meta["sink"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
         if known.name == "setitem":
             self.bind(node, args[0])
         else:
@@ -213,7 +216,7 @@ class Recorder(TorchFunctionMode):
             name = self.names.get(id(tensor), "")
             node = self.program.graph.create_node("get_attr", name or f"_constant_{len(self.constants)}")
             node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
-            node.meta.update(path=name.rpartition(".")[0], where="", tensor=name)
+            node.meta.update(path=name.rpartition(".")[0], where="", tensor=name, plain=name in self.plain)
             if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
                 node.meta["value"] = tensor
             self.constants[id(tensor)] = (node, tensor)
@@ -241,13 +244,20 @@ class Recorder(TorchFunctionMode):
         shape = node.meta["shape"]
         if isinstance(out, torch.Size):
             return torch.Size([Size(n, DimOf(node, d)) for d, n in enumerate(shape)])
+        if name == "len":  # Python makes it a plain integer
+            self.report(DimOf(node, 0), out)
+            return out
         if name == "size":
             dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
             return Size(out, DimOf(node, dim % len(shape)))
         total: Any = 1
-        for d, n in enumerate(shape[:1] if name == "len" else shape):
+        for d, n in enumerate(shape):
             total = Size(n, DimOf(node, d)) * total
         return total if isinstance(total, Size) else out
+
+    def report(self, origin: Any, value: Any) -> None:
+        """Python looked at a size."""
+        self.program.guards.append(Guard(origin, value, source_line()))
 
     def keep_positions(self, args: Any, kwargs: Any) -> None:
         for tensor in tensors_in((args[1:], kwargs)):
@@ -344,9 +354,6 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             recorder.constants[id(tensor)] = (node, tensor)
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
 
-    def report(origin: Any, value: Any) -> None:
-        program.guards.append(Guard(origin, value, source_line()))
-
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
@@ -356,7 +363,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             register_module_forward_hook(recorder.leave, always_call=True),
         ):
             stack.callback(handle.remove)
-        stack.enter_context(guarding(report))
+        stack.enter_context(guarding(recorder.report))
         stack.enter_context(recorder)
         output = model(*call.args, **call.kwargs)
     node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
@@ -368,7 +375,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
 def _drop_unread(graph: fx.Graph) -> None:
     """Removes what no output depends on; what writes in place stays."""
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and not node.meta.get("inplace"):
+        if node.op == "call_function" and not node.users and not (node.meta.get("inplace") or node.meta.get("sink")):
             graph.erase_node(node)
 
 

@@ -34,7 +34,7 @@ def sum_over(site: Site, a: Labels, dim: int, b: Labels, other_dim: int) -> tupl
 def _whole(site: Site, value: Labels, dim: int) -> Labels:
     """Labels that vary over `dim` and over other dimensions become constant along `dim`."""
     coordinate = value.along(dim)
-    return value if coordinate is None or len(varying(coordinate)) < 2 else site.hold(value, (dim,), "")
+    return value if coordinate is None or len(varying(coordinate)) < 2 else site.held(value, (dim,), "")
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
@@ -101,9 +101,7 @@ def _sum_letter(site: Site, terms: list[str], values: list[Labels], letter: str,
     holders = [i for i, term in enumerate(terms) if letter in term]
     values = list(values)
     for i in holders:
-        held = _whole(site, values[i], terms[i].index(letter))
-        site.alias(values[i], held)
-        values[i] = held
+        values[i] = _whole(site, values[i], terms[i].index(letter))
     found = [values[i].along(terms[i].index(letter)) for i in holders]
     if len(found) == 2 and all(f is not None for f in found) and zero:
         site.couple(found[0].reshape(-1), found[1].reshape(-1))  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ def linear(site: Site, input: Labels, weight: Labels, bias: Labels | None = None
     """[..., I] x [O, I] -> [..., O]"""
     if weight.ndim != 2:
         return site.unknown(input, weight, bias)
-    site.join(input, -1, weight, 1)
+    site.contract(input, -1, weight, 1)
     out = site.vector(weight, 0)
     site.produce(out)
     if bias is not None:
@@ -38,11 +38,11 @@ def convolution(
 ) -> Labels:  # fmt: skip
     """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]"""
     rank = weight.ndim - 2
-    input = site.hold(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
-    weight = site.hold(weight, range(2, weight.ndim), "it is a kernel size")
+    input = site.held(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
+    weight = site.held(weight, range(2, weight.ndim), "it is a kernel size")
     channel = input.ndim - rank - 1
     if int(groups) == 1:
-        site.join(input, channel, weight, 1)
+        site.contract(input, channel, weight, 1)
         out = site.vector(weight, 0)
         site.produce(out)
     else:
@@ -85,7 +85,7 @@ def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: in
         return out
     if outputs is not None:
         site.couple(outputs, outputs[:1])
-    if inside is None or grid is None:
+    if inside is None or grid is None or not site.zero(weight, input):
         for labels in (inside, grid):
             if labels is not None:
                 site.fix(labels, "the inputs of a grouped convolution meet a fixed size")
@@ -110,11 +110,11 @@ def transposed_convolution(
 ) -> Labels:  # fmt: skip
     """[N, I, ...] x [I, O / groups, ...] -> [N, O, ...]"""
     rank = weight.ndim - 2
-    input = site.hold(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
-    weight = site.hold(weight, range(2, weight.ndim), "it is a kernel size")
+    input = site.held(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
+    weight = site.held(weight, range(2, weight.ndim), "it is a kernel size")
     channel = input.ndim - rank - 1
     count = int(groups)
-    sources = site.join(input, channel, weight, 0)
+    sources = site.contract(input, channel, weight, 0)
     inside = site.vector(weight, 1)
     if count == 1:
         site.produce(inside)
@@ -142,8 +142,8 @@ def transposed_convolution(
 @rule("bilinear")
 def bilinear(site: Site, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
     """[..., I] x [..., J] x [O, I, J] -> [..., O]"""
-    site.join(input1, -1, weight, 1)
-    site.join(input2, -1, weight, 2)
+    site.contract(input1, -1, weight, 1)
+    site.contract(input2, -1, weight, 2)
     out = site.vector(weight, 0)
     site.produce(out)
     if bias is not None:
@@ -160,6 +160,7 @@ def embedding(site: Site, *args: Any, **kwargs: Any) -> Labels:
     """[V, C] looked up at [...] -> [..., C]; `torch.embedding` and `F.embedding` order their arguments differently."""
     nodes = [*site.node.args, *site.node.kwargs.values()]
     tables = [site.values[n] for n in nodes if isinstance(n, fx.Node) and n.meta["dtype"].is_floating_point]
+    site.freeze("it is looked up in a table", [v for v in (*args, *kwargs.values()) if v is not tables[0]])
     weight = site.hold(tables[0], (0,), "it counts the entries of a table")
     out = site.vector(weight, 1)
     site.produce(out)

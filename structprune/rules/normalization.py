@@ -57,14 +57,10 @@ def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
     """The labels of the last dimension, if statistics run over it alone and may shrink."""
     zero = site.zero(input)
     if width > 1:
-        held = site.hold(input, range(input.ndim - width, input.ndim), f"{site.name} runs over several dimensions")
-        site.alias(input, held)
-        input = held
+        input = site.held(input, range(input.ndim - width, input.ndim), f"{site.name} runs over several dimensions")
     along = input.along(-1)
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
-        held = site.hold(input, (-1,), "")
-        site.alias(input, held)
-        input, along = held, None
+        input, along = site.held(input, (-1,), ""), None
     if along is not None and not zero and not site.stock:
         site.fix(along, NOT_ZERO)
     for vector in vectors:
@@ -118,8 +114,7 @@ def group_norm(
 ) -> Labels:
     """A [groups, channels] grid: whole groups leave, or the same number of channels from each."""
     zero = site.zero(input)
-    held = site.hold(input, (d for d in range(input.ndim) if d != 1), "statistics of group_norm run over it")
-    site.alias(input, held)
+    held = site.held(input, (d for d in range(input.ndim) if d != 1), "statistics of group_norm run over it")
     vectors = [v for v in (weight, bias) if v is not None]
     channels = held.along(1)
     for vector in vectors:

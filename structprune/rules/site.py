@@ -86,7 +86,7 @@ class Site:
 
     def zero(self, *values: Labels) -> bool:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
-        nodes = [self.node_of(v) for v in values]
+        nodes = (self.node_of(v) for v in values)
         return any(n is not None and is_zero(n, self.values) for n in nodes)
 
     def describe(self, value: Labels) -> str:
@@ -141,6 +141,12 @@ class Site:
         dims = [d % value.ndim for d in dims]
         return Labels.of(value.shape, [self.hold_coordinate(c, dims, why) for c in value.coordinates])
 
+    def held(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
+        """`hold`, of an argument that goes on to stand for itself."""
+        result = self.hold(value, dims, why)
+        self.alias(value, result)
+        return result
+
     def vector(self, value: Labels, dim: int) -> IntArray | None:
         """One label for each index of `dim`, the other dimensions sharing it; None if the dimension is fixed."""
         coordinate = value.along(dim)
@@ -163,10 +169,19 @@ class Site:
             return None
         return left
 
+    def contract(self, a: Labels, dim: int, weight: Labels, other_dim: int) -> IntArray | None:
+        """Dimension `dim` of `a` is summed against a weight: exact where the removed terms are zero on one side."""
+        if not self.zero(weight, a):
+            for labels in (a.along(dim), weight.along(other_dim)):
+                if labels is not None:
+                    self.fix(labels, f"{self.name} sums over it, and what is removed may not be zero")
+            return None
+        return self.join(a, dim, weight, other_dim)
+
     def merge(self, shape: Sequence[int], coordinates: Iterable[IntArray], why: str = "one index is picked") -> Labels:
         """A value from coordinates: those that share a dimension become one, single numbers are fixed."""
         merged: list[IntArray] = []
-        for coordinate in coordinates:
+        for coordinate in sorted(coordinates, key=lambda c: len(varying(c))):  # vectors find their kind before grids
             if coordinate.size == 1:
                 if coordinate.any():
                     self.fix(coordinate, why)
@@ -189,7 +204,8 @@ class Site:
             self.fix(small, "it meets every row of a grid of labels (each head, say)")
             return self.hold_coordinate(large, dims, "")
         self.couple(a, b)
-        return np.broadcast_arrays(a, b)[0]
+        wide = np.broadcast_arrays(a, b)
+        return wide[0] if self.couplings.produced[a].any() else wide[1]
 
     def broadcast(self, values: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
         """Values that meet element by element, after broadcasting to `shape`."""
@@ -238,7 +254,8 @@ class Site:
 
     def unknown(self, *args: Any, **kwargs: Any) -> Any:
         """No rule: everything that comes in is fixed, everything that goes out is plain."""
-        self.freeze(f"{self.name} has no rule", args, kwargs)
+        seen = self.node.meta.get("sink")
+        self.freeze(f"Python reads its values ({self.name})" if seen else f"{self.name} has no rule", args, kwargs)
         return self.plain()
 
     def freeze(self, why: str, *arguments: Any) -> None:

@@ -25,13 +25,21 @@ _KEEP = frozenset(
     tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile repeat_interleave
     expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten getitem index_select
     gather take_along_dim item clone contiguous detach to float double half bfloat16 type type_as data cpu cuda requires_grad
-    sum mean amax amin max min cumsum dropout dropout1d dropout2d dropout3d feature_dropout interpolate im2col col2im
+    sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d feature_dropout interpolate im2col col2im
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle linalg_vector_norm zeros_like grid_sampler
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd
-    div true_divide rms_norm""".split()
+    rms_norm""".split()
 )
-_PRODUCERS = frozenset({"parameter", "embedding", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PRODUCERS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+
+# What may share memory with its first operand, so that writing into one is writing into the other.
+_VIEWS = frozenset(
+    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split unbind
+    select unfold chunk split split_with_sizes expand broadcast_to expand_as view reshape flatten ravel view_as reshape_as
+    unflatten getitem item contiguous detach to float double half type data cpu cuda requires_grad diagonal real imag
+    dropout""".split()
+)
 
 
 def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = None) -> bool:
@@ -55,14 +63,14 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
     inputs = [n for n in node.all_input_nodes if not _overwritten(n, node, values, zero)]
     if len(inputs) < len(node.all_input_nodes):
         return False
+    if op == "parameter":
+        return not node.meta["plain"]  # a plain tensor attribute is cut, but not masked
+    if op == "embedding":
+        return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
-        return True
-    if op == "linear":  # rows that a weight makes are zero; rows that come with the input need a zero input and no bias
-        source = values[node.args[0]]  # type: ignore[index]
-        carried = source.without((-1,)) if isinstance(source, Labels) and source.ndim else ()
-        return not carried or (zero(inputs[0]) and len(inputs) == 2)
-    if op in ("batch_norm", "instance_norm", "layer_norm", "group_norm"):  # a masked scale and shift leave nothing
-        return any(n.meta["op"] == "parameter" for n in inputs[1:]) or zero(inputs[0])
+        return _made_by_weight(node, values, zero)
+    if op in _NORM_WEIGHTS:
+        return _normed(node, zero)
     if op in ("matmul", "bmm", "mm"):
         return _product(inputs, values, zero)
     if op in ("addmm", "baddbmm"):
@@ -71,6 +79,13 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         return zero(inputs[min(2, len(inputs) - 1)])
     if op in ("cat", "concat", "concatenate", "stack"):
         return all(zero(n) for n in inputs if _labelled(n, values))
+    if op in ("max", "min", "maximum", "minimum"):
+        return all(zero(n) for n in inputs)
+    if op in ("div", "true_divide", "divide") and len(inputs) == 2:
+        divisor = inputs[1]
+        while divisor.meta["op"] in ("expand", "expand_as", "broadcast_to"):
+            divisor = divisor.all_input_nodes[0]
+        return zero(inputs[0]) and inputs[0] is node.args[0] and not _labelled(divisor, values)
     if op in ("mul", "multiply"):
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
@@ -80,6 +95,36 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         padded = op in ("pad", "constant_pad_nd") and node.kwargs.get("value", (*node.args, None, None, None)[3])
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and all(zero(n) for n in inputs) and _at_zero(node)
+
+
+_NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _made_by_weight(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+    """Filters that are zero give zero if their bias is; rows that come with the input need a zero input and no bias."""
+    source, weight, bias = (_argument(node, i, name) for i, name in enumerate(("input", "weight", "bias")))
+    if bias is not None and not zero(bias):
+        return False
+    rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
+    carried = [c for c in values[source].coordinates if all(n == 1 for n in c.shape[c.ndim - rank :])]
+    return (zero(weight) or not _labelled(weight, values)) and (not carried or (zero(source) and bias is None))
+
+
+def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
+    """A masked scale and shift leave nothing; without them zero must come in, and its mean be zero."""
+    op = node.meta["op"]
+    first = _NORM_WEIGHTS[op] if node.target is not torch.batch_norm else 1
+    weight, bias = _argument(node, first, "weight"), _argument(node, first + 1, "bias")
+    if bias is not None and not zero(bias):
+        return False
+    if weight is not None:
+        return zero(weight)
+    statistics = [n for n in node.all_input_nodes if n is not node.args[0] and n is not bias]
+    return zero(node.all_input_nodes[0]) and op != "layer_norm" and all(zero(n) for n in statistics)
 
 
 def _fills(node: fx.Node) -> bool:
@@ -113,27 +158,35 @@ def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bo
 
 
 def _overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
-    """Whether something else writes into `source` in place, values that may not be zero."""
-    for user in source.users:
-        writes = user.meta.get("inplace") and user is not reader and user.args and user.args[0] is source
-        if writes and not zero(user):
-            return True
-    return False
+    """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
+    chain = {source}
+    base = source
+    while base.all_input_nodes and (base.meta.get("inplace") or base.meta["op"] in _VIEWS):
+        base = base.all_input_nodes[0]
+        chain.add(base)
+    family, queue = set(chain), list(chain)
+    while queue:
+        for user in queue.pop().users:
+            shares = user.meta.get("inplace") or user.meta["op"] in _VIEWS
+            if shares and user not in family and user.all_input_nodes[0] in family:
+                family.add(user)
+                queue.append(user)
+    writers = [n for n in family if n.meta.get("inplace") and n not in chain and n is not reader]
+    return any(not zero(writer) for writer in writers)
 
 
 def _at_zero(node: fx.Node) -> bool:
     """f(0) = 0, by asking the function itself."""
-    name, function = node.meta["op"], node.target
-    constants = tuple(a for a in node.args if not isinstance(a, fx.Node))
     try:
-        return _value_at_zero(name, function, len(node.args) - len(constants), constants, tuple(sorted(node.kwargs.items())))
-    except TypeError:  # an argument that cannot be hashed, or a signature that needs more than positions
+        return _value_at_zero(node.target, tuple(None if isinstance(a, fx.Node) else (a,) for a in node.args), tuple(node.kwargs.items()))
+    except TypeError:  # an argument that cannot be hashed
         return False
 
 
 @cache
-def _value_at_zero(name: str, function: Any, operands: int, constants: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
+def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
+    """`args` are constants in a tuple of one, and None where there was a tensor."""
     if any(isinstance(v, fx.Node) for _, v in kwargs):
         return False
-    out = function(*(torch.zeros(1) for _ in range(operands)), *constants, **dict(kwargs))
+    out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
     return isinstance(out, torch.Tensor) and bool((out == 0).all())
