@@ -12,7 +12,7 @@ from torch import nn
 
 from . import cost
 from .analysis import Space
-from .errors import ExampleInputsError, VerificationError
+from .errors import VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
@@ -23,7 +23,7 @@ from .prepare import calls_of, check_model, check_placement, unwrap
 from .report import Report
 from .rules import has_rule
 from .surgery import apply as apply_plan
-from .trace import Call, Program, named_tensors, tensors_in, trace
+from .trace import Call, named_tensors, trace
 from .verify import Verification
 from .verify import verify as verify_plan
 
@@ -61,21 +61,11 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     calls = calls_of(example_inputs)
     check_placement(model, calls)
     modes = (False, True) if asks_for_mode(model) else (False,)
-    programs = [_traced(model, Call(c.args, c.kwargs, training)) for training in modes for c in calls]
+    programs = [
+        trace(model, Call(c.args, c.kwargs, training), has_rule, STAND_INS) for training in modes for c in calls
+    ]
     space = Space(dict(model.named_modules()), named_tensors(model), programs)
     return ChannelGraph(model, space, fingerprint(model))
-
-
-def _traced(model: nn.Module, call: Call) -> Program:
-    try:
-        return trace(model, call, has_rule, STAND_INS)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, NotImplementedError) as error:
-        shapes = [tuple(t.shape) for t in tensors_in((call.args, dict(call.kwargs)))]
-        path = getattr(error, "structprune_path", "")
-        raise ExampleInputsError(
-            f"while running the model on example_inputs (shapes {shapes}){f', in {path}' if path else ''}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def asks_for_mode(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from .analysis import Space
 from .errors import UnknownNameError, closest
 from .labels import IntArray
 from .rules.checks import View
+from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
@@ -120,7 +121,9 @@ class ChannelGraph:
         for (name, dim), units in self._vectors.items():
             if (units == 0).any() and units.size > 1:
                 part = "" if (units == 0).all() else f"{int((units == 0).sum())} of {len(units)} indices: "
-                found[f"{name}[{dim}]"] = part + self._why(name, dim)
+                why = self._why(name, dim)
+                if not why.startswith(KERNEL):
+                    found[f"{name}[{dim}]"] = part + why
         for name in self.unreached:
             found[name] = "no traced call reaches it"
         return found
@@ -174,9 +177,9 @@ class ChannelGraph:
         return self.space.view(mask)
 
     def reasons(self) -> dict[str, int]:
-        """How many parameter dimensions each reason fixes."""
+        """How many parameter dimensions each reason fixes, wherever it does."""
         counts: dict[str, int] = {}
-        for why in self.fixed.values():
+        for why in (text.partition(" (")[0] for text in self.fixed.values()):
             counts[why] = counts.get(why, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .errors import NonFiniteError
+from .errors import NonFiniteError, UnsupportedModelError
 from .graph import Group, Slice
 
 Scores = npt.NDArray[np.float64]
@@ -19,6 +19,8 @@ Importance = Callable[[Group], Any]
 def slice_norms(part: Slice) -> Scores:
     """The L1 norm of every index of a slice, in float64. Raises NonFiniteError on NaN or infinite weights."""
     weight = part.tensor.detach()
+    if weight.is_meta:
+        raise UnsupportedModelError(f"{part.name} is on the meta device and has no values to rank; load the weights first")
     size = weight.shape[part.dim]
     rows = weight.movedim(part.dim, 0).reshape(size, -1).abs()
     norms = rows.sum(1, dtype=torch.float64).cpu().numpy()

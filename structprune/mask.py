@@ -5,12 +5,12 @@ This is the oracle that surgery is measured against, and it shares no code with 
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .copying import deep_copy
+from .fitting import check_fits
 from .plan import PruningPlan
 
 
@@ -24,8 +24,8 @@ def mask_of(plan: PruningPlan, name: str, like: Tensor) -> Tensor:
 
 def zeroed(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """A deep copy of `model` in which every removed slice holds zeros."""
-    plan.check_fits(model)
-    masked = copy.deepcopy(model)
+    check_fits(plan, model)
+    masked = deep_copy(model)
     named = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
     with torch.no_grad():
         for name in plan.kept:

@@ -93,7 +93,7 @@ class PruningPlan:
         """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
 
@@ -124,21 +124,6 @@ class PruningPlan:
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
 
-    def check_fits(self, model: nn.Module) -> None:
-        """Raises PlanError unless this plan was made for a model of the same names and shapes."""
-        if fingerprint(model) == self.fingerprint:
-            return
-        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, dims in self.kept.items():
-            if name not in named:
-                raise PlanError(f"the plan is for another model: this one has no {name!r}")
-            for dim, size in self.sizes[name].items():
-                shape = tuple(named[name].shape)
-                if dim >= len(shape) or shape[dim] != size:
-                    again = " (was the plan applied already?)" if dim < len(shape) and shape[dim] == len(dims[dim]) else ""
-                    raise PlanError(f"the plan is for another model: {name} has the shape {shape}, not {size} in dimension {dim}{again}")
-        raise PlanError("the plan is for another model: names, shapes or ties of parameters that it does not touch differ")
-
 
 def _typed(value: Any, kind: type, path: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -152,7 +137,7 @@ def _read_kept(value: Any, path: str, sizes: dict[str, dict[int, int]]) -> Kept:
         for dim, entry in _typed(dims, dict, f"{path}.{name}").items():
             at = f"{path}.{name}.{dim}"
             _keys(_typed(entry, dict, at), {"of", "indices"}, at)
-            if not dim.isdecimal():
+            if not dim.isdecimal() or str(int(dim)) != dim:
                 raise PlanError(f"{at}: a dimension is a number from 0, not {dim!r}")
             size = _typed(entry["of"], int, f"{at}.of")
             kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{at}.indices")

@@ -41,11 +41,13 @@ def plan(
     Raises ArgumentError, ArgumentTypeError, UnknownNameError (an `exclude` pattern matches nothing),
     NonFiniteError, and NothingToPruneError with the reasons if every unit is fixed or excluded.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise ArgumentTypeError(f"plan needs the graph that analyze returns, not {type(graph).__name__}")
     ratio = check_ratio(ratio)
     if scope not in SCOPES:
         raise ArgumentError(f"scope must be one of {', '.join(map(repr, SCOPES))}, not {scope!r}")
     measure = find_importance(importance)
-    groups = _included(graph, [exclude] if isinstance(exclude, str) else list(exclude))
+    groups = _included(graph, check_patterns(exclude))
     scores = [_scores(measure, group) for group in groups]
     chosen = _local(groups, scores, ratio) if scope == "local" else _global(groups, scores, ratio)
     return settle(graph, np.concatenate([np.zeros(0, np.int64), *chosen]))
@@ -58,6 +60,15 @@ def check_ratio(ratio: Any) -> float:
     if not 0 <= ratio < 1:
         raise ArgumentError(f"ratio must be in [0, 1): the fraction of channels to remove; {ratio!r} was given")
     return float(ratio)
+
+
+def check_patterns(exclude: Any) -> list[str]:
+    """One pattern, or several."""
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ArgumentTypeError(f"exclude must be a pattern or several, as strings; {pattern!r} was given")
+    return patterns
 
 
 def find_importance(importance: Any) -> Importance:
@@ -84,7 +95,11 @@ def _included(graph: ChannelGraph, exclude: list[str]) -> list[Group]:
 
 
 def _scores(measure: Importance, group: Group) -> Scores:
-    scores = np.asarray(measure(group), np.float64)
+    found = measure(group)
+    try:
+        scores = np.asarray(found, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"an importance must return numbers; for {group.name} it returned {found!r}") from error
     if scores.shape != (len(group),):
         raise ArgumentError(f"an importance must return one score for each of the {len(group)} units of {group.name}, not {scores.shape}")
     if not np.isfinite(scores).all():

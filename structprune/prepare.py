@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
 
 from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
 from .trace import Call, tensors_in
@@ -37,6 +38,10 @@ def check_model(model: nn.Module) -> None:
             raise UnsupportedModelError(f"{where} is quantised ({kind}); prune the float model, then quantise it")
         if "FullyShardedDataParallel" in kind or "FSDP" in kind:
             raise UnsupportedModelError(f"{where} is sharded ({kind}); prune before wrapping it, or pass the gathered module")
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                call = f"torch.nn.utils.prune.remove({f'model.get_submodule({path!r})' if path else 'model'}, {hook._tensor_name!r})"
+                raise UnsupportedModelError(f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}")
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 _check_tensor(f"{path}.{name}" if path else name, tensor)

@@ -69,6 +69,8 @@ def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module] | n
         plan = PruningPlan.from_json((source / PLAN).read_text())
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{source / PLAN} is not text: {error}") from error
+    if not callable(make_model):
+        raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(make_model).__name__}")
     model = make_model if isinstance(make_model, nn.Module) else make_model()
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(model).__name__}")
@@ -86,7 +88,7 @@ def read_header(path: Path) -> dict[str, Any]:
             raise FileFormatError(f"{path} is not a safetensors file, or it is truncated")
         try:
             header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise FileFormatError(f"{path} is not a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path} is not a safetensors file")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UnsupportedModelError
+from .copying import deep_value
+from .fitting import check_fits
 from .nn import swap
 from .plan import PruningPlan
 from .trace import named_tensors
@@ -25,7 +25,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
 
     Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied.
     """
-    plan.check_fits(model)
+    check_fits(plan, model)
     tensors = named_tensors(model)
     paths = {id(module): path for path, module in model.named_modules()}
     chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.cut}
@@ -66,8 +66,9 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], index: _In
         data = data.index_select(dim, index.of(kept[dim], tensor.device))
     if not kept:
         data = data.clone()
-    if data.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        data = data.contiguous(memory_format=torch.channels_last)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
+    if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+        data = data.contiguous(memory_format=layout)
     out: Tensor = data.requires_grad_(tensor.requires_grad)
     if isinstance(tensor, nn.Parameter):
         out = nn.Parameter(data, tensor.requires_grad)
@@ -84,7 +85,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
     if id(module) in memo:
         return memo[id(module)]
     if hasattr(type(module), "__deepcopy__") or type(module).__reduce_ex__ is not object.__reduce_ex__:
-        return _deep(module, memo, paths.get(id(module), ""))
+        return deep_value(module, memo, paths.get(id(module), ""))
     new = type(module).__new__(type(module))
     memo[id(module)] = new
     state = vars(new)
@@ -93,24 +94,16 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
             state[key] = {n: m if m is None else copy_module(m, memo, paths) for n, m in value.items()}
         elif key in ("_parameters", "_buffers"):
             state[key] = {n: t if t is None else memo[id(t)] for n, t in value.items()}
+        elif key == "_compiled_call_impl":  # compiled for the old sizes
+            state[key] = None
         elif isinstance(value, _SHARED):
             state[key] = value
         elif isinstance(value, dict) and not value:
             state[key] = type(value)() if type(value) is not dict else {}
         else:
             path = paths.get(id(module), "")
-            state[key] = _deep(value, memo, f"{path}.{key}" if path else key)
+            state[key] = deep_value(value, memo, f"{path}.{key}" if path else key)
     return new
-
-
-def _deep(value: Any, memo: dict[int, Any], name: str) -> Any:
-    try:
-        return copy.deepcopy(value, memo)
-    except (TypeError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"the model cannot be copied: {name} ({type(value).__name__}) does not allow it ({error}); "
-            "pass inplace=True to prune the model itself"
-        ) from error
 
 
 def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:

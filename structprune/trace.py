@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .errors import ExampleInputsError, StructPruneError
 from .ops import QUERIES, SIZES, operation, python_body
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
@@ -133,6 +134,7 @@ class Recorder(TorchFunctionMode):
         self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
         self.paths = paths  # id of a module -> its path
         self.stack: list[str] = []
+        self.failed: str | None = None  # the innermost module whose forward raised
         registered = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.plain = {name for key, name in names.items() if key not in registered}
         self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
@@ -284,7 +286,10 @@ class Recorder(TorchFunctionMode):
         self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, torch.jit.ScriptModule) and not isinstance(output, Guard):
+        failed = sys.exc_info()[1]
+        if failed is not None and self.failed is None:
+            self.failed = self.stack[-1]
+        elif isinstance(module, torch.jit.ScriptModule):
             self.opaque(module, args, output)
         self.stack.pop()
 
@@ -316,9 +321,10 @@ def trace(
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
         stand_ins: forwards that take the place of those of rigid modules, by exact type.
     """
-    modules = dict(model.named_modules())
+    scripted = {id(m) for s in model.modules() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
+    modules = {path: m for path, m in model.named_modules() if id(m) not in scripted}
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    paths = {id(module): path for path, module in modules.items()}
+    paths = {id(module): path for path, module in model.named_modules()}
     before = [(m, vars(m).copy(), [d.copy() for d in (m._parameters, m._buffers, m._modules)]) for m in modules.values()]
     recorder = Recorder(model, leaves, names, paths)
     for tensor in named_tensors(model).values():
@@ -328,6 +334,8 @@ def trace(
         for path, module in modules.items():
             state = vars(module)
             state["training"] = call.training
+            if state.get("_compiled_call_impl") is not None:
+                state["_compiled_call_impl"] = None
             if type(module) in stand_ins and "forward" not in state:
                 state["forward"] = MethodType(stand_ins[type(module)], module)
             for key, value in state.items():
@@ -356,6 +364,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
         stack.enter_context(_seen_scripts(recorder))
         for handle in (
@@ -365,11 +374,24 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             stack.callback(handle.remove)
         stack.enter_context(guarding(recorder.report))
         stack.enter_context(recorder)
-        output = model(*call.args, **call.kwargs)
+        try:
+            output = model(*call.args, **call.kwargs)
+        except StructPruneError:
+            raise
+        except Exception as error:
+            raise _explained(error, call, recorder.failed) from error
     node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
     node.meta.update(op="output", shape=(), path="", where="")
     _drop_unread(program.graph)
     return program
+
+
+def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsError:
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((call.args, dict(call.kwargs)))) or "none"
+    where = f", in {path}" if path else ""
+    return ExampleInputsError(
+        f"while running the model on example_inputs of shape {shapes}{where}: {type(error).__name__}: {error}"
+    )
 
 
 def _drop_unread(graph: fx.Graph) -> None:

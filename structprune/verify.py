@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .errors import VerificationError
+from .copying import deep_copy
+from .errors import ArgumentError, VerificationError
 from .mask import zeroed
 from .ops import operation
 from .plan import PruningPlan
@@ -60,6 +60,9 @@ class Verification:
         return self.message
 
 
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
 class _Comparable(TorchFunctionMode):
     """Dropout draws one number per channel, so the two models would draw different ones: it is switched off.
 
@@ -86,8 +89,8 @@ class _Comparable(TorchFunctionMode):
         if self.exact:
             if name == "float" and args and isinstance(args[0], Tensor):
                 return args[0].double()
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+            args = tuple(_WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+            kwargs = {k: _WIDER.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
         return function(*args, **kwargs)
 
 
@@ -112,15 +115,14 @@ def verify(
     small = apply(plan, model) if small is None else small
     if not plan.kept:
         return Verification(True, 0.0, 0.0, None, (), "nothing removed: the model is unchanged")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     masked = zeroed(plan, model)
     working = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     rows: list[Comparison] = []
     with _deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
-        original = copy.deepcopy(model).to(device=device).double()
-        exact = apply(plan, original) if plan.scales else copy.deepcopy(small).to(device=device).double()
-        pair = [copy.deepcopy(masked).to(device=device).double(), exact]
+        original = _double(model, device)
+        pair = [_double(masked, device), apply(plan, original) if plan.scales else _double(small, device)]
         failed: Call | None = None
         for call in [_fresh(c, device, torch.float64) for c in calls]:
             _check_comparable(original, pair[0], call)
@@ -131,11 +133,27 @@ def verify(
                     failed = failed or (None if row.ok else one)
         first = _first_difference(pair, failed) if failed else None
         if working != torch.float64 and not failed and _runs_in(working, device):
-            pair = [copy.deepcopy(m).to(device=device) for m in (masked, small)]
+            pair = [deep_copy(m).to(device=device) for m in (masked, small)]
             for call in calls:
                 row = _compare(pair, _fresh(call, device, working), "eval", working, device, None)
                 rows += [row] if row is not None else []
     return _outcome(rows, first)
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device must name a device such as 'cpu' or 'cuda', not {device!r}") from error
+
+
+def _double(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy in float64 and complex128."""
+    copied = deep_copy(model).to(device=device).double()
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        if tensor.is_complex():
+            tensor.data = tensor.data.to(torch.complex128)
+    return copied
 
 
 def _outcome(rows: Sequence[Comparison], first: str | None) -> Verification:
@@ -162,7 +180,7 @@ def _deterministic() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
@@ -187,6 +205,8 @@ def _fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:
 
     def renew(tensor: Tensor) -> Tensor:
         tensor = tensor.to(device)
+        if tensor.is_complex() and dtype == torch.float64:
+            return tensor.to(torch.complex128)
         if not tensor.is_floating_point():
             return tensor
         values = tensor.double()
@@ -215,7 +235,8 @@ def _run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
     model.train(mode == "train")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
     with _seeded(), _Comparable(dtype):
-        return [t.double() for t in tensors_in(model(*call.args, **call.kwargs))]
+        outputs = list(tensors_in(model(*call.args, **call.kwargs)))
+    return [(torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double() for t in outputs]
 
 
 def _compare(
@@ -226,8 +247,10 @@ def _compare(
         expected = _run(pair[0], call, mode)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError):
         return None
-    found = _run(pair[1], call, mode)
-    absolute, relative = _errors(found, expected)
+    try:
+        absolute, relative = _errors(_run(pair[1], call, mode), expected)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # it fails where the original runs
+        absolute = relative = float("inf")
     name = str(dtype).removeprefix("torch.")
     return Comparison(mode, name, str(device), batch, absolute, relative, TOLERANCES[dtype])
 

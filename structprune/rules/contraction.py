@@ -13,6 +13,9 @@ from .checks import Requirement
 from .site import Site, rule
 
 
+KERNEL = "it is a kernel size"  # no channels: left out when reasons are listed
+
+
 def place(vector: IntArray | None, rank: int, dim: int) -> list[IntArray]:
     """A coordinate along one dimension of a value of this rank."""
     return [] if vector is None else [vector.reshape([-1 if d == dim % rank else 1 for d in range(rank)])]
@@ -39,7 +42,7 @@ def convolution(
     """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]"""
     rank = weight.ndim - 2
     input = site.held(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
-    weight = site.held(weight, range(2, weight.ndim), "it is a kernel size")
+    weight = site.held(weight, range(2, weight.ndim), KERNEL)
     channel = input.ndim - rank - 1
     if int(groups) == 1:
         site.contract(input, channel, weight, 1)
@@ -111,7 +114,7 @@ def transposed_convolution(
     """[N, I, ...] x [I, O / groups, ...] -> [N, O, ...]"""
     rank = weight.ndim - 2
     input = site.held(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
-    weight = site.held(weight, range(2, weight.ndim), "it is a kernel size")
+    weight = site.held(weight, range(2, weight.ndim), KERNEL)
     channel = input.ndim - rank - 1
     count = int(groups)
     sources = site.contract(input, channel, weight, 0)

@@ -1,0 +1,66 @@
+"""Whether a plan fits a model: everything it names is there, with the sizes it expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .bookkeeping import mirrors
+from .errors import ArgumentTypeError, PlanError
+from .nn import STAND_INS
+from .plan import Kept, PruningPlan, fingerprint
+from .trace import named_tensors
+
+
+def check_fits(plan: PruningPlan, model: nn.Module) -> None:
+    """Raises PlanError, with the first difference, unless `plan` was made for a model of these names and shapes."""
+    if not isinstance(plan, PruningPlan):
+        raise ArgumentTypeError(f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict")
+    tensors = named_tensors(model)
+    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    _check_kept(plan, plan.kept, registered)
+    _check_kept(plan, plan.tensors, tensors)
+    if fingerprint(model) != plan.fingerprint:
+        raise PlanError("the plan is for another model: names, shapes or ties of parameters that it does not touch differ")
+    for name in plan.scales:
+        if name not in plan.kept:
+            raise PlanError(f"the plan scales {name!r}, which it does not cut")
+    _check_attributes(plan, dict(model.named_modules()), {id(t): n for n, t in tensors.items()})
+
+
+def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) -> None:
+    for name, dims in kept.items():
+        if name not in tensors:
+            raise PlanError(f"the plan is for another model: this one has no {name!r}")
+        shape = tuple(tensors[name].shape)
+        for dim, indices in dims.items():
+            size = plan.sizes[name][dim]
+            if dim >= len(shape) or shape[dim] != size:
+                applied = dim < len(shape) and shape[dim] == len(indices)
+                again = "; was the plan applied already?" if applied else ""
+                raise PlanError(f"the plan is for another model: {name} has the shape {shape}, not {size} in dimension {dim}{again}")
+
+
+def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
+    for path in (*plan.attributes, *plan.swaps):
+        if path not in modules:
+            raise PlanError(f"the plan is for another model: this one has no module {path!r}")
+    for path, values in plan.attributes.items():
+        for key, value in values.items():
+            found = vars(modules[path]).get(key)
+            if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
+                raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
+    for path, (name, _) in plan.swaps.items():
+        if name == "attention" and type(modules[path]) not in STAND_INS:
+            raise PlanError(f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute")
+    for path, module in modules.items():
+        wanted = plan.attributes.get(path, {})
+        for row in mirrors(module):
+            owner, _, tensor = row.tensor.rpartition(".")
+            value = getattr(module.get_submodule(owner), tensor)
+            size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
+            if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
+                raise PlanError(f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}")
+
