@@ -1,6 +1,6 @@
 """Analysis: labels flow through the traced programs, and everything they must agree on is solved.
 
-    interpret every program -> solve -> rectangles -> try removals, fix what does not commute -> solve ...
+interpret every program -> solve -> rectangles -> try removals, fix what does not commute -> solve ...
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 
 from .bookkeeping import mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
+from .program import Program
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
 from .rules.normalization import Fold, Swap
 from .rules.site import labels_in
 from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
-from .trace import Program
 
 ORPHAN = "no filter of the traced calls produces it"
 
@@ -44,7 +44,10 @@ class GuardCheck:
     def demands(self) -> tuple[AttributeOf, Any] | None:
         """An attribute that is compared with something and equal to it: it can follow."""
         origin = self.guard.origin
-        if isinstance(origin, Computed) and (origin.function.__name__, self.guard.expected) in (("eq", True), ("ne", False)):
+        if isinstance(origin, Computed) and (origin.function.__name__, self.guard.expected) in (
+            ("eq", True),
+            ("ne", False),
+        ):
             for one, other in (origin.operands, origin.operands[::-1]):
                 if isinstance(one, Size) and isinstance(one.origin, AttributeOf):
                     return one.origin, other
@@ -67,6 +70,7 @@ class Space:
     grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._watched: list[Guard] = []
         self._families: tuple[IntArray, list[IntArray]] | None = None
         self._probed: tuple[IntArray, list[View]] | None = None
         names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
@@ -74,6 +78,7 @@ class Space:
             AttributeOf(path, row.attribute): (row, names[id(attrgetter(row.tensor)(module))])
             for path, module in self.modules.items()
             for row in mirrors(module)
+            if id(attrgetter(row.tensor)(module)) in names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
@@ -82,8 +87,8 @@ class Space:
                     for coordinate in labels.coordinates:
                         if len(varying(coordinate)) > 1:
                             self.grids.append((coordinate, node))
-        for program in self.programs:
-            self._add_guards(program.guards)
+        for guards in (self._watched, *(program.guards for program in self.programs)):
+            self._add_guards(guards)
         self._settle()
 
     # -- interpreting -----------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ class Space:
                 raise
             out = site.unknown(args, kwargs)
         self.norms += site.norms
-        self._guard_arguments(node)
+        self._guard_arguments(site)
         return out
 
     def parameter(self, name: str, shape: Sequence[int]) -> Labels:
@@ -124,16 +129,15 @@ class Space:
             self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
         return self.parameters[name]
 
-    def _guard_arguments(self, node: fx.Node) -> None:
-        """Sizes passed as numbers to an operation that does not move data must keep their value."""
-        checked = {id(c.node) for c in self.checks[-8:]}
-        op = node.meta["op"]
-        if id(node) in checked or (op in _SIZED and op not in _FILLED):
+    def _guard_arguments(self, site: Site) -> None:
+        """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
+        node = site.node
+        if any(not isinstance(c, Requirement) and c.node is node for c in self.checks[-4:]):
             return
         found: list[Size] = []
-        _collect_sizes((node.args[_FILLED.get(op, 0) :], {k: v for k, v in node.kwargs.items() if k != "size"}), found)
-        if found:
-            self._add_guards([Guard(s.origin, int.__int__(s), node.meta["where"]) for s in found])
+        _collect_sizes((node.args, node.kwargs), found)
+        where = node.meta["where"]
+        self._watched += [Guard(s.origin, int.__int__(s), where) for s in found if id(s) not in site.followed]
 
     def _add_guards(self, guards: Iterable[Guard]) -> None:
         for guard in guards:
@@ -230,7 +234,9 @@ class Space:
         """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
         where = [labels.reshape(-1) for value in self.parameters.values() for labels in value.coordinates]
         signature = np.zeros(int(roots.max()) + 1, np.uint64)
-        for labels, mark in zip(where, np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64), strict=True):
+        for labels, mark in zip(
+            where, np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64), strict=True
+        ):
             signature[roots[labels]] += mark  # a unit that occurs twice in a dimension is marked once
         signature[0] = 0
         present = np.flatnonzero(signature)
@@ -243,14 +249,14 @@ class Space:
         """The model without these units (a mask over unit numbers)."""
         view = View(removed_units[self.couplings.roots()], self.values, self._attribute)
         for check in self.checks:
-            if isinstance(check, Requirement) and isinstance(check.size.origin, AttributeOf):
-                if check.size.origin not in self._mirrors:
-                    view.attributes.setdefault(check.size.origin, check.expected(view))
+            leaf = check.size.origin if isinstance(check, Requirement) else None
+            if isinstance(check, Requirement) and isinstance(leaf, AttributeOf) and leaf not in self._mirrors:
+                view.attributes.setdefault(leaf, check.expected(view))
         for check in self.checks:
             if isinstance(check, GuardCheck) and (demand := check.demands()):
-                leaf, other = demand
-                if leaf not in self._mirrors and leaf not in view.attributes:
-                    view.attributes[leaf] = view.evaluate(other)
+                attribute, other = demand
+                if attribute not in self._mirrors and attribute not in view.attributes:
+                    view.attributes[attribute] = view.evaluate(other)
         return view
 
     def _attribute(self, view: View, leaf: AttributeOf) -> int:
@@ -279,13 +285,6 @@ _PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
     lambda shuffled, units: units[:1],
     lambda shuffled, units: units[-1:],
 )
-
-_SIZED = frozenset({"view", "reshape", "unflatten", "expand", "broadcast_to", "zeros", "ones", "empty", "full", "rand", "randn",
-                    "new_zeros", "new_ones", "new_empty", "new_full", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-                    "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
-
-
-_FILLED = {"full": 1, "new_full": 2}  # from this argument on, sizes are values
 
 
 def _collect_sizes(value: Any, into: list[Size]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -20,10 +20,11 @@ from .nn import STAND_INS
 from .plan import PruningPlan, fingerprint
 from .planning import check_ratio, plan
 from .prepare import calls_of, check_model, check_placement, unwrap
+from .program import Call, named_tensors
 from .report import Report
 from .rules import has_rule
 from .surgery import apply as apply_plan
-from .trace import Call, named_tensors, trace
+from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
 
@@ -122,29 +123,29 @@ def prune(
         check = verify_plan(model, made, example_inputs, small=small)
         if not check.ok:
             raise VerificationError(str(check))
-    report = _report(graph, made, check)
+    fixed = dict(graph.fixed) if inplace else None  # the graph would keep the old weights alive
+    report = _report(graph, made, check, fixed)
     if inplace:
         small = apply_plan(made, model, inplace=True)
     elif small is None:
         small = apply_plan(made, model)
-    return Result(small, made, _timed(report, time.perf_counter() - start))
+    return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
+def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, fixed: dict[str, str] | None) -> Report:
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
         for part in group.slices:
             if part.produces and part.dim in made.kept.get(part.name, {}):
-                widths[part.name.removesuffix(".weight")] = (part.tensor.shape[part.dim], len(made.kept[part.name][part.dim]))
+                widths[part.name.removesuffix(".weight")] = (
+                    part.tensor.shape[part.dim],
+                    len(made.kept[part.name][part.dim]),
+                )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, graph.fixed, made.notes, 0.0,
+        widths, check, (lambda: graph.fixed) if fixed is None else (lambda: fixed), made.notes, 0.0,
     )  # fmt: skip
-
-
-def _timed(report: Report, seconds: float) -> Report:
-    return Report(report.params, report.macs, report.widths, report.verification, report.fixed, report.notes, seconds)
 
 
 def removed_units(graph: ChannelGraph, made: PruningPlan) -> Any:

@@ -10,19 +10,23 @@ from .bookkeeping import mirrors
 from .errors import ArgumentTypeError, PlanError
 from .nn import STAND_INS
 from .plan import Kept, PruningPlan, fingerprint
-from .trace import named_tensors
+from .program import named_tensors
 
 
 def check_fits(plan: PruningPlan, model: nn.Module) -> None:
     """Raises PlanError, with the first difference, unless `plan` was made for a model of these names and shapes."""
     if not isinstance(plan, PruningPlan):
-        raise ArgumentTypeError(f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict")
+        raise ArgumentTypeError(
+            f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict"
+        )
     tensors = named_tensors(model)
     registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     _check_kept(plan, plan.kept, registered)
     _check_kept(plan, plan.tensors, tensors)
     if fingerprint(model) != plan.fingerprint:
-        raise PlanError("the plan is for another model: names, shapes or ties of parameters that it does not touch differ")
+        raise PlanError(
+            "the plan is for another model: names, shapes or ties of parameters that it does not touch differ"
+        )
     for name in plan.scales:
         if name not in plan.kept:
             raise PlanError(f"the plan scales {name!r}, which it does not cut")
@@ -39,7 +43,9 @@ def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) ->
             if dim >= len(shape) or shape[dim] != size:
                 applied = dim < len(shape) and shape[dim] == len(indices)
                 again = "; was the plan applied already?" if applied else ""
-                raise PlanError(f"the plan is for another model: {name} has the shape {shape}, not {size} in dimension {dim}{again}")
+                raise PlanError(
+                    f"the plan is for another model: {name} has the shape {shape}, not {size} in dimension {dim}{again}"
+                )
 
 
 def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
@@ -53,14 +59,19 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
     for path, (name, _) in plan.swaps.items():
         if name == "attention" and type(modules[path]) not in STAND_INS:
-            raise PlanError(f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute")
+            raise PlanError(
+                f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
+            )
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):
             owner, _, tensor = row.tensor.rpartition(".")
             value = getattr(module.get_submodule(owner), tensor)
+            if id(value) not in names:  # parametrized: computed anew each time
+                continue
             size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
-                raise PlanError(f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}")
-
+                raise PlanError(
+                    f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}"
+                )

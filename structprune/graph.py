@@ -134,7 +134,7 @@ class ChannelGraph:
         return tuple(n for n in self.space.tensors if n not in self.space.parameters and self.space.tensors[n].ndim)
 
     def _why(self, name: str, dim: int) -> str:
-        from .explain import fixing_path
+        from .explanation import fixing_path
 
         return fixing_path(self, name, dim)[-1]
 
@@ -145,16 +145,23 @@ class ChannelGraph:
         Nodes are dimensions, `"layer1.0.conv1.weight[0]"` for parameters and buffers and `"conv2d_3[1]"` for
         the values in between, and reasons (`kind="reason"`). Edges carry `op`, `module` and `source`.
         """
-        from .explain import build
+        from .explanation import build
 
         return build(self.space)
+
+    @cached_property
+    def toward_reasons(self) -> dict[str, str]:
+        """For every dimension near a reason, the next node of `nx` on the way to it."""
+        from .explanation import nearest_reasons
+
+        return nearest_reasons(self.nx)
 
     def explain(self, name: str) -> str:
         """What a parameter (or all of a layer's) is coupled to and through what, or why it cannot shrink.
 
         Raises UnknownNameError, with the closest names, if the model has no such parameter or layer.
         """
-        from .explain import explain
+        from .explanation import explain
 
         return explain(self, name)
 
@@ -186,10 +193,7 @@ class ChannelGraph:
 
 def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:
     """The families in a dimension (-1 is fixed) with the indices that belong to each."""
-    if owner.min() == owner.max():
-        families = owner[:1]
-    else:
-        families = np.unique(owner)
+    families = owner[:1] if owner.min() == owner.max() else np.unique(owner)
     for family in families.tolist():
         if family >= 0:
             yield family, np.flatnonzero(owner == family)

@@ -20,13 +20,17 @@ def slice_norms(part: Slice) -> Scores:
     """The L1 norm of every index of a slice, in float64. Raises NonFiniteError on NaN or infinite weights."""
     weight = part.tensor.detach()
     if weight.is_meta:
-        raise UnsupportedModelError(f"{part.name} is on the meta device and has no values to rank; load the weights first")
+        raise UnsupportedModelError(
+            f"{part.name} is on the meta device and has no values to rank; load the weights first"
+        )
     size = weight.shape[part.dim]
     rows = weight.movedim(part.dim, 0).reshape(size, -1).abs()
     norms = rows.sum(1, dtype=torch.float64).cpu().numpy()
     if not np.isfinite(norms).all():
         bad = int((~torch.isfinite(weight)).sum())
-        raise NonFiniteError(f"{part.name} holds {bad} values that are NaN or infinite: no ranking of it means anything")
+        raise NonFiniteError(
+            f"{part.name} holds {bad} values that are NaN or infinite: no ranking of it means anything"
+        )
     return norms[part.indices]
 
 

@@ -43,9 +43,7 @@ def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """
     masked = zeroed(plan, model)
     canonical = {id(p): name for name, p in masked.named_parameters()}
-    masks = {
-        name: mask_of(plan, name, parameter) for name, parameter in masked.named_parameters() if name in plan.kept
-    }
+    masks = {name: mask_of(plan, name, parameter) for name, parameter in masked.named_parameters() if name in plan.kept}
     for module in list(masked.modules()):
         for local, parameter in list(module._parameters.items()):
             name = canonical.get(id(parameter), "") if parameter is not None else ""

@@ -32,7 +32,11 @@ def _standardise(input: Tensor, dims: Sequence[int], count: int, missing: int, e
 
 
 def layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """`F.layer_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
     count, width = normalized_shape[0], input.shape[-1]
@@ -43,7 +47,9 @@ def layer_norm(
     return out if bias is None else out + bias
 
 
-def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
     """`F.rms_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
@@ -55,7 +61,13 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
 
 
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *, channels: int
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    channels: int,
 ) -> Tensor:
     """`F.group_norm` over `channels` channels of which dimension 1 of `input` holds the rest, as many in each group."""
     width = input.shape[1]
@@ -72,11 +84,12 @@ def group_norm(
 
 def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
     """A subclass of `kind` in whose `forward` the norms of `torch.nn.functional` count `channels` channels."""
-    return _compensated(kind, channels)
+    made: type[nn.Module] = _compensated(kind, channels)  # type: ignore[arg-type]
+    return made
 
 
 @functools.cache
-def _compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
+def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     shim = types.ModuleType("torch.nn.functional")
     vars(shim).update(vars(F))
     replaced: dict[str, Callable[..., Tensor]] = {
@@ -108,7 +121,8 @@ def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
 
 def attend(
     self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
-    need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
+    need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+    is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """`nn.MultiheadAttention.forward` with the inner width taken from the weights instead of the outer width."""
     batched = query.dim() == 3
@@ -160,7 +174,9 @@ def _project(self: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Ten
     return q, k, v
 
 
-def _mask(self: nn.MultiheadAttention, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+def _mask(
+    self: nn.MultiheadAttention, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None
+) -> Tensor | None:
     """Both masks as one that is added to scores of shape [batch, heads, positions, keys]."""
     if mask is not None:
         mask = _additive(mask, query.dtype)

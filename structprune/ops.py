@@ -9,21 +9,21 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
 
 # Properties and methods that tell about a tensor without looking at its values.
 QUERIES = frozenset(
-    """dim ndim dtype device layout is_floating_point is_complex is_contiguous requires_grad is_cuda is_cpu is_xpu is_mps
-    is_leaf is_sparse is_sparse_csr is_quantized is_meta is_mkldnn is_nested is_inference is_signed is_conj is_neg
-    is_pinned is_shared grad_fn grad names has_names element_size itemsize nbytes get_device data_ptr storage_offset
-    stride _version output_nr type_str hash untyped_storage storage retains_grad is_tensor is_storage result_type
-    can_cast promote_types get_default_dtype is_grad_enabled is_autocast_enabled set_grad_enabled is_same_size
-    register_hook retain_grad repr format is_vulkan is_ipu is_mtia is_maia layout is_distributed
-    get_autocast_dtype is_autocast_cpu_enabled get_autocast_gpu_dtype get_autocast_cpu_dtype
-    iinfo finfo _has_compatible_shallow_copy_type is_coalesced dense_dim sparse_dim""".split()
+    """dim ndim dtype device layout is_floating_point is_complex is_contiguous requires_grad is_cuda is_cpu is_xpu
+    is_mps is_leaf is_sparse is_sparse_csr is_quantized is_meta is_mkldnn is_nested is_inference is_signed is_conj
+    is_neg is_pinned is_shared grad_fn grad names has_names element_size itemsize nbytes get_device data_ptr
+    storage_offset stride _version output_nr type_str hash untyped_storage storage retains_grad is_tensor is_storage
+    result_type can_cast promote_types get_default_dtype is_grad_enabled is_autocast_enabled set_grad_enabled
+    is_same_size register_hook retain_grad repr format is_vulkan is_ipu is_mtia is_maia layout is_distributed
+    get_autocast_dtype is_autocast_cpu_enabled get_autocast_gpu_dtype get_autocast_cpu_dtype iinfo finfo
+    _has_compatible_shallow_copy_type is_coalesced dense_dim sparse_dim""".split()
 )
 
 # Queries whose answer is made of sizes.
@@ -58,7 +58,7 @@ class Operation:
 @functools.cache
 def operation(function: Callable[..., Any]) -> Operation:
     """The name of `function`, and what kind of thing it is."""
-    name = _BY_OBJECT.get(function) or getattr(function, "__name__", type(function).__name__)
+    name: str = _BY_OBJECT.get(function) or getattr(function, "__name__", None) or type(function).__name__
     if name in ("__get__", "__set__"):
         name = function.__self__.__name__ + ("" if name == "__get__" else "_setter")  # type: ignore[attr-defined]
         return Operation(name, False, False)
@@ -92,7 +92,7 @@ def python_body(function: Callable[..., Any]) -> Callable[..., Any]:
     with that question always answered no, the body runs and the functions it calls can be seen.
     """
     function = inspect.unwrap(function)
-    body = type(function)(
+    body = FunctionType(
         function.__code__, _globals(function.__module__), function.__name__, function.__defaults__, function.__closure__
     )
     body.__kwdefaults__ = function.__kwdefaults__

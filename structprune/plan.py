@@ -80,7 +80,10 @@ class PruningPlan:
 
     def _rows(self, kept: Kept) -> dict[str, Any]:
         return {
-            name: {str(dim): {"of": self.sizes[name][dim], "indices": list(indices)} for dim, indices in sorted(dims.items())}
+            name: {
+                str(dim): {"of": self.sizes[name][dim], "indices": list(indices)}
+                for dim, indices in sorted(dims.items())
+            }
             for name, dims in sorted(kept.items())
         }
 
@@ -122,7 +125,9 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes)
+        return PruningPlan(
+            kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes
+        )
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:
@@ -165,6 +170,8 @@ def _indices(value: Any, size: int, path: str) -> tuple[int, ...]:
     last = -1
     for i, index in enumerate(indices):
         if _typed(index, int, f"{path}[{i}]") <= last or index >= size:
-            raise PlanError(f"{path}[{i}]: indices must be strictly increasing and below {size}; found {index} after {last}")
+            raise PlanError(
+                f"{path}[{i}]: indices must be strictly increasing and below {size}; found {index} after {last}"
+            )
         last = index
     return tuple(indices)

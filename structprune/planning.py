@@ -42,7 +42,7 @@ def plan(
     NonFiniteError, and NothingToPruneError with the reasons if every unit is fixed or excluded.
     """
     if not isinstance(graph, ChannelGraph):
-        raise ArgumentTypeError(f"plan needs the graph that analyze returns, not {type(graph).__name__}")
+        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
     ratio = check_ratio(ratio)
     if scope not in SCOPES:
         raise ArgumentError(f"scope must be one of {', '.join(map(repr, SCOPES))}, not {scope!r}")
@@ -75,7 +75,9 @@ def find_importance(importance: Any) -> Importance:
     """An importance by its name, or the function itself."""
     if isinstance(importance, str):
         if importance not in NAMED:
-            raise ArgumentError(f"importance must be one of {', '.join(map(repr, NAMED))} or a function, not {importance!r}")
+            raise ArgumentError(
+                f"importance must be one of {', '.join(map(repr, NAMED))} or a function, not {importance!r}"
+            )
         return NAMED[importance]()
     if not callable(importance):
         raise ArgumentTypeError(f"importance must be a name or a function of a group, not {importance!r}")
@@ -101,9 +103,14 @@ def _scores(measure: Importance, group: Group) -> Scores:
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"an importance must return numbers; for {group.name} it returned {found!r}") from error
     if scores.shape != (len(group),):
-        raise ArgumentError(f"an importance must return one score for each of the {len(group)} units of {group.name}, not {scores.shape}")
+        raise ArgumentError(
+            f"an importance must return one score for each of the {len(group)} units of {group.name}; "
+            f"the shape {scores.shape} was returned"
+        )
     if not np.isfinite(scores).all():
-        raise ArgumentError(f"the importance of {group.name} holds {int((~np.isfinite(scores)).sum())} values that are NaN or infinite")
+        raise ArgumentError(
+            f"the importance of {group.name} holds {int((~np.isfinite(scores)).sum())} values that are NaN or infinite"
+        )
     return scores
 
 
@@ -149,7 +156,9 @@ def settle(graph: ChannelGraph, removed: IntArray) -> PruningPlan:
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     from .rules.site import labels_in
 
-    return [c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates if view.removed[c].all()]
+    return [
+        c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates if view.removed[c].all()
+    ]
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:

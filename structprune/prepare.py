@@ -11,13 +11,15 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
-from .trace import Call, tensors_in
+from .program import Call, tensors_in
 
 
 def unwrap(model: Any) -> nn.Module:
     """The plain module inside a wrapper that is safe to open; raises UnsupportedModelError for what is not one."""
     if isinstance(model, torch.export.ExportedProgram):
-        raise UnsupportedModelError("an ExportedProgram has no Python forward to prune; pass the nn.Module it was exported from")
+        raise UnsupportedModelError(
+            "an ExportedProgram has no Python forward to prune; pass the nn.Module it was exported from"
+        )
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -37,11 +39,20 @@ def check_model(model: nn.Module) -> None:
         if "quantized" in type(module).__module__ and not type(module).__module__.startswith("structprune"):
             raise UnsupportedModelError(f"{where} is quantised ({kind}); prune the float model, then quantise it")
         if "FullyShardedDataParallel" in kind or "FSDP" in kind:
-            raise UnsupportedModelError(f"{where} is sharded ({kind}); prune before wrapping it, or pass the gathered module")
+            raise UnsupportedModelError(
+                f"{where} is sharded ({kind}); prune before wrapping it, or pass the gathered module"
+            )
+        if kind == "OptimizedModule":
+            raise UnsupportedModelError(
+                f"{where} is compiled (torch.compile); put the plain module in its place, prune, then compile"
+            )
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
-                call = f"torch.nn.utils.prune.remove({f'model.get_submodule({path!r})' if path else 'model'}, {hook._tensor_name!r})"
-                raise UnsupportedModelError(f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}")
+                owner = f"model.get_submodule({path!r})" if path else "model"
+                call = f"torch.nn.utils.prune.remove({owner}, {hook._tensor_name!r})"
+                raise UnsupportedModelError(
+                    f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}"
+                )
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 _check_tensor(f"{path}.{name}" if path else name, tensor)
@@ -55,7 +66,9 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_nested:
         raise UnsupportedModelError(f"{name} is a NestedTensor; pass the model with dense parameters")
     if tensor.layout != torch.strided:
-        raise UnsupportedModelError(f"{name} is sparse ({tensor.layout}); pass the model with dense parameters (`to_dense()`)")
+        raise UnsupportedModelError(
+            f"{name} is sparse ({tensor.layout}); pass the model with dense parameters (`to_dense()`)"
+        )
     if tensor.is_quantized:
         raise UnsupportedModelError(f"{name} is quantised; prune the float model, then quantise it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,14 @@ class Report:
     macs: tuple[int, int]
     widths: dict[str, tuple[int, int]]
     verification: Verification | None
-    fixed: dict[str, str]
+    find_fixed: Callable[[], dict[str, str]]
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """What could not shrink, with the reason; looked up when it is asked for."""
+        return self.find_fixed()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -53,7 +59,7 @@ class Report:
 
     def _caption(self) -> str:
         reasons: dict[str, int] = {}
-        for why in self.fixed.values():
+        for why in (text.partition(" (")[0] for text in self.fixed.values()):
             reasons[why] = reasons.get(why, 0) + 1
         kept = [f"kept, {count} x: {why}" for why, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]]
         return "\n".join([str(self.verification or "not verified"), *self.notes, *kept])

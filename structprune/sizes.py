@@ -129,8 +129,10 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _binary(getattr(operator, _name), _observe))
 for _name in ("neg", "abs"):
     setattr(Size, f"__{_name}__", _unary(getattr(operator, _name), _derive))
-for _name, _kind in (("float", float), ("int", int), ("bool", bool), ("str", str), ("repr", repr)):
+for _name, _kind in (("float", float), ("int", int), ("bool", bool), ("str", str)):
     setattr(Size, f"__{_name}__", _unary(_kind, _observe))
+# A number put into a text may be part of a name that is looked up; whole shapes (`repr`) are only ever shown.
+Size.__repr__ = int.__repr__  # type: ignore[method-assign, assignment]
 Size.__format__ = lambda self, spec: format(_observe(int, self), spec)  # type: ignore[method-assign]
 for _name in ("pos", "trunc", "floor", "ceil", "round"):
     setattr(Size, f"__{_name}__", lambda self, digits=None: self)

@@ -30,6 +30,10 @@ def save(result: Result, folder: str | os.PathLike[str], *, overwrite: bool = Fa
 
     Raises ArgumentError if the folder holds anything, unless `overwrite=True`.
     """
+    if not isinstance(getattr(result, "plan", None), PruningPlan) or not isinstance(
+        getattr(result, "model", None), nn.Module
+    ):
+        raise ArgumentTypeError(f"result must be what prune returns, not {type(result).__name__}")
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArgumentError(f"{target} is a file; save needs a folder")
@@ -109,7 +113,9 @@ def fill(model: nn.Module, path: Path) -> None:
         if name not in state:
             raise FileFormatError(f"{path} holds {name!r}, which the model does not have")
         if tuple(entry["shape"]) != tuple(state[name].shape):
-            raise FileFormatError(f"{path}: {name} has the shape {tuple(entry['shape'])}, the model {tuple(state[name].shape)}")
+            raise FileFormatError(
+                f"{path}: {name} has the shape {tuple(entry['shape'])}, the model {tuple(state[name].shape)}"
+            )
     try:
         values: dict[str, Tensor] = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

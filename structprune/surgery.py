@@ -12,7 +12,7 @@ from .copying import deep_value
 from .fitting import check_fits
 from .nn import swap
 from .plan import PruningPlan
-from .trace import named_tensors
+from .program import named_tensors
 
 _SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 
@@ -108,7 +108,8 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
 
 def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
     for module in model.modules():
-        for store in (module._parameters, module._buffers, vars(module)):
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for store in stores:
             for name, value in store.items():
                 if isinstance(value, Tensor) and id(value) in sliced:
                     store[name] = sliced[id(value)]

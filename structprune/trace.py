@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
 from types import CodeType, MappingProxyType, MethodType
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import ExampleInputsError, StructPruneError
 from .ops import QUERIES, SIZES, operation, python_body
+from .program import Call, Program, named_tensors, tensors_in
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
 _HERE = os.path.dirname(__file__) + os.sep
@@ -34,69 +34,6 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 
 # Operations for which it matters whose `forward` calls them.
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
-
-
-@dataclass(frozen=True)
-class Call:
-    """One way of calling the model: the arguments, and whether it is in training mode."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    training: bool = False
-
-
-@dataclass
-class Program:
-    """What one call of the model did."""
-
-    graph: fx.Graph
-    guards: list[Guard] = field(default_factory=list)
-    training: bool = False
-    notes: list[str] = field(default_factory=list)
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and plain tensor attributes by their first qualified name."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        prefix = path + "." if path else ""
-        for store in (module._parameters, module._buffers, vars(module)):
-            for name, value in store.items():
-                if isinstance(value, Tensor) and id(value) not in seen:
-                    seen.add(id(value))
-                    found[prefix + name] = value
-    return found
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a nest of containers, dataclasses and plain objects, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for entry in fields(value):
-            yield from tensors_in(getattr(value, entry.name))
-    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
-        yield from tensors_in(vars(value))
-
-
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """`value` with `function` applied to the tensors in its lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, v) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(function, v) for v in value)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, v) for key, v in value.items()}
-    return value
 
 
 def source_line() -> str:
@@ -118,7 +55,9 @@ def _caller() -> CodeType:
     frame = sys._getframe(2)
     while frame.f_back is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_HERE) and not name.endswith(("torch/overrides.py", "torch/nn/functional.py", "contextlib.py")):
+        if not name.startswith(_HERE) and not name.endswith(
+            ("torch/overrides.py", "torch/nn/functional.py", "contextlib.py")
+        ):
             break
         frame = frame.f_back
     return frame.f_code
@@ -127,13 +66,16 @@ def _caller() -> CodeType:
 class Recorder(TorchFunctionMode):
     """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
 
-    def __init__(self, model: nn.Module, leaves: Callable[[str], bool], names: Mapping[int, str], paths: Mapping[int, str]):
+    def __init__(
+        self, model: nn.Module, leaves: Callable[[str], bool], names: Mapping[int, str], paths: Mapping[int, str]
+    ):
         super().__init__()
         self.program = Program(fx.Graph(), training=model.training)
         self.leaves = leaves
         self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
         self.paths = paths  # id of a module -> its path
         self.stack: list[str] = []
+        self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
         self.failed: str | None = None  # the innermost module whose forward raised
         registered = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.plain = {name for key, name in names.items() if key not in registered}
@@ -152,9 +94,13 @@ class Recorder(TorchFunctionMode):
             return function(*args, **kwargs)
         if known.name in SIZES and isinstance(args[0], Tensor):
             return self.sizes(known.name, function, args, kwargs)
-        if known.python and not self.leaves(known.name):
-            with self:
-                return python_body(function)(*args, **kwargs)
+        if known.python and not self.leaves(known.name) and function not in self.opened:
+            self.opened.append(function)
+            try:
+                with self:
+                    return python_body(function)(*args, **kwargs)
+            finally:
+                self.opened.pop()
         return self.record(function, args, kwargs)
 
     def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,7 +115,7 @@ class Recorder(TorchFunctionMode):
             self.keep_positions(args, kwargs)
         node = self.add(function, known.name, lifted, lifted_kwargs)
         node.meta["inplace"] = known.inplace
-        node.meta["sink"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
+        node.meta["reads"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
         if known.name == "setitem":
             self.bind(node, args[0])
         else:
@@ -179,7 +125,7 @@ class Recorder(TorchFunctionMode):
     @staticmethod
     def execute(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of one."""
-        if name == "batch_norm" and (kwargs.get("training") or len(args) > 5 and args[5]):
+        if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
             return args[0].clone()
         return function(*args, **kwargs)
 
@@ -243,6 +189,7 @@ class Recorder(TorchFunctionMode):
         with guarding(None):
             out = function(*args, **kwargs)
         node = self.node(args[0])
+        node.meta["sized"] = True  # its size went to Python
         shape = node.meta["shape"]
         if isinstance(out, torch.Size):
             return torch.Size([Size(n, DimOf(node, d)) for d, n in enumerate(shape)])
@@ -325,7 +272,9 @@ def trace(
     modules = {path: m for path, m in model.named_modules() if id(m) not in scripted}
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     paths = {id(module): path for path, module in model.named_modules()}
-    before = [(m, vars(m).copy(), [d.copy() for d in (m._parameters, m._buffers, m._modules)]) for m in modules.values()]
+    before = [
+        (m, vars(m).copy(), [d.copy() for d in (m._parameters, m._buffers, m._modules)]) for m in modules.values()
+    ]
     recorder = Recorder(model, leaves, names, paths)
     for tensor in named_tensors(model).values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
@@ -382,7 +331,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             raise _explained(error, call, recorder.failed) from error
     node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
     node.meta.update(op="output", shape=(), path="", where="")
-    _drop_unread(program.graph)
+    _mark_unread(program.graph)
     return program
 
 
@@ -394,11 +343,11 @@ def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsE
     )
 
 
-def _drop_unread(graph: fx.Graph) -> None:
-    """Removes what no output depends on; what writes in place stays."""
+def _mark_unread(graph: fx.Graph) -> None:
+    """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and not (node.meta.get("inplace") or node.meta.get("sink")):
-            graph.erase_node(node)
+        read = any(node.meta.get(key) for key in ("inplace", "reads", "sized"))
+        node.meta["unread"] = node.op == "call_function" and not read and all(u.meta["unread"] for u in node.users)
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:
@@ -415,8 +364,8 @@ def _seen_scripts(recorder: Recorder) -> Iterator[None]:
         recorder.opaque(self, (args, kwargs), output)
         return output
 
-    torch.jit.ScriptFunction.__call__ = call
+    torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.jit.ScriptFunction.__call__ = original
+        torch.jit.ScriptFunction.__call__ = original  # type: ignore[method-assign]

@@ -18,8 +18,8 @@ from .errors import ArgumentError, VerificationError
 from .mask import zeroed
 from .ops import operation
 from .plan import PruningPlan
+from .program import Call, map_tensors, named_tensors, tensors_in
 from .surgery import apply
-from .trace import Call, map_tensors, tensors_in
 
 # max|a - b| / max|b| that each dtype deserves.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -60,7 +60,7 @@ class Verification:
         return self.message
 
 
-_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 class _Comparable(TorchFunctionMode):
@@ -150,9 +150,10 @@ def _device(device: Any) -> torch.device:
 def _double(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy in float64 and complex128."""
     copied = deep_copy(model).to(device=device).double()
-    for tensor in (*copied.parameters(), *copied.buffers()):
-        if tensor.is_complex():
-            tensor.data = tensor.data.to(torch.complex128)
+    for tensor in named_tensors(copied).values():
+        wide = _WIDER.get(tensor.dtype)
+        if wide is not None:  # complex parameters, and plain attributes, which Module.double leaves alone
+            tensor.data = tensor.data.to(device, wide)
     return copied
 
 
@@ -166,7 +167,9 @@ def _outcome(rows: Sequence[Comparison], first: str | None) -> Verification:
     if not ok:
         worst = max((r for r in rows if not r.ok), key=lambda r: r.max_rel_error)
         where = f"; first difference in {first}" if first else ""
-        message = f"DIFFERS from the masked original by {worst.max_rel_error:.1e} ({worst.dtype}, {worst.mode} mode){where}"
+        message = (
+            f"DIFFERS from the masked original by {worst.max_rel_error:.1e} ({worst.dtype}, {worst.mode} mode){where}"
+        )
     return Verification(ok, absolute, relative, first, tuple(rows), message)
 
 
@@ -282,31 +285,38 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
         )
 
 
+Outputs = list[tuple[str, list[Tensor]]]
+
+
 def _first_difference(pair: Sequence[nn.Module], call: Call) -> str | None:
     """The first module, in the order of execution, whose output differs in every way of aligning its channels."""
-    seen: list[list[tuple[str, list[Tensor]]]] = []
-    for model in pair:
-        outputs: list[tuple[str, list[Tensor]]] = []
-        handles = [
-            module.register_forward_hook(lambda m, a, out, path=path: outputs.append((path, [*tensors_in(out)])))
-            for path, module in model.named_modules()
-        ]
-        try:
-            _run(model, call, "eval")
-        except (RuntimeError, ValueError, IndexError) as error:
-            return f"{_failing_module(outputs)}, which fails: {error}"
-        finally:
-            for handle in handles:
-                handle.remove()
-        seen.append(outputs)
-    for (path, expected), (_, found) in zip(*seen, strict=False):
-        if any(not _contained(a, b) for a, b in zip(found, expected, strict=False)):
+    (expected, _), (found, failure) = (_observe(model, call) for model in pair)
+    if failure:
+        return failure
+    for (path, large), (_, small) in zip(expected, found, strict=False):
+        if any(not _contained(a, b) for a, b in zip(small, large, strict=False)):
             return path or "the model"
     return None
 
 
-def _failing_module(outputs: Sequence[tuple[str, Any]]) -> str:
-    return f"the module after {outputs[-1][0]}" if outputs else "the first module"
+def _observe(model: nn.Module, call: Call) -> tuple[Outputs, str]:
+    """What every module returned, in order, and the module that failed and how, if one did."""
+    outputs: Outputs = []
+    entered: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: entered.append(path)))
+        handles.append(
+            module.register_forward_hook(lambda m, a, out, path=path: outputs.append((path, [*tensors_in(out)])))
+        )
+    try:
+        _run(model, call, "eval")
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return outputs, f"{entered[-1] or 'the model'}, which fails: {error}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, ""
 
 
 def _contained(small: Tensor, large: Tensor) -> bool:

@@ -11,6 +11,8 @@ An operation without a rule fixes everything it touches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..ops import is_pointwise
 from . import attention, contraction, indexing, movement, normalization, pointwise, reduction, shaping, spatial
 from .site import RULES, Site, rule
@@ -25,7 +27,7 @@ def has_rule(name: str) -> bool:
     return name in RULES or is_pointwise(name)
 
 
-def apply_rule(site: Site, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+def apply_rule(site: Site, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """The labels of what `site.node` computes."""
     known = RULES.get(site.name)
     if known is None:

@@ -37,7 +37,7 @@ def _whole(site: Site, value: Labels, dim: int) -> Labels:
     return value if coordinate is None or len(varying(coordinate)) < 2 else site.held(value, (dim,), "")
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot")
+@rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
 def matmul(site: Site, a: Labels, b: Labels) -> Labels:
     """[..., M, K] x [..., K, N] -> [..., M, N], with NumPy's rules for vectors and broadcasting"""
     left = Labels((1, *a.shape), tuple(c[None] for c in a.coordinates)) if a.ndim == 1 else a
@@ -55,7 +55,9 @@ def _product(site: Site, a: Labels, b: Labels, left: Labels, right: Labels) -> L
     shape = (*batch, left.shape[-2], right.shape[-1])
     rows = _side(left, rank, keep=-2)
     columns = _side(right, rank, keep=-1)
-    out = site.broadcast([Labels((*left.shape[:-1], 1), rows), Labels((*right.shape[:-2], 1, right.shape[-1]), columns)], shape)
+    out = site.broadcast(
+        [Labels((*left.shape[:-1], 1), rows), Labels((*right.shape[:-2], 1, right.shape[-1]), columns)], shape
+    )
     dropped = tuple(d for d, n in ((rank - 2, a.ndim), (rank - 1, b.ndim)) if n == 1)
     return Labels(site.shape, tuple(c.squeeze(dropped) for c in out.coordinates)) if dropped else out
 
@@ -119,7 +121,9 @@ def _align(value: Labels, term: str, target: str) -> Labels:
         if all(c.shape[i] == 1 for i, letter in enumerate(term) if letter not in target):
             kept = [i for i, letter in enumerate(term) if letter in target]
             order = sorted(kept, key=lambda i: target.index(term[i]))
-            moved = c.transpose([*order, *(i for i in range(c.ndim) if i not in kept)]).reshape([c.shape[i] for i in order])
+            moved = c.transpose([*order, *(i for i in range(c.ndim) if i not in kept)]).reshape(
+                [c.shape[i] for i in order]
+            )
             sizes = iter(moved.shape)
             coordinates.append(moved.reshape([next(sizes) if letter in term else 1 for letter in target]))
     shape = tuple(value.shape[term.index(letter)] if letter in term else 1 for letter in target)

@@ -67,7 +67,9 @@ class View:
         if isinstance(argument, Size):
             return evaluate(argument, self.leaf)
         if isinstance(argument, list | tuple):
-            return type(argument)(self.evaluate(a) for a in argument) if not isinstance(argument, torch.Size) else argument
+            return (
+                type(argument)(self.evaluate(a) for a in argument) if not isinstance(argument, torch.Size) else argument
+            )
         if isinstance(argument, dict):
             return {k: self.evaluate(v) for k, v in argument.items()}
         if isinstance(argument, slice):
@@ -86,11 +88,18 @@ def take(array: IntArray, kept: Mapping[int, IntArray]) -> IntArray:
 class Check(Protocol):
     """Something that must hold under a plan; `labels` are fixed if it does not."""
 
-    node: fx.Node
-    labels: list[IntArray]
-    why: str
+    @property
+    def node(self) -> fx.Node | None: ...
 
-    def holds(self, view: View) -> bool: ...
+    @property
+    def labels(self) -> list[IntArray]: ...
+
+    @property
+    def why(self) -> str: ...
+
+    def holds(self, view: View) -> bool:
+        """Whether the plan behind `view` passes."""
+        ...
 
 
 @dataclass
@@ -135,9 +144,11 @@ class Movement:
             for i, labels in self.results.items():
                 expected = np.broadcast_to(full[i], labels.shape)
                 for dim, indices in view.kept(labels).items():
-                    expected = expected.take(indices, axis=dim) if expected.strides[dim] else expected[
-                        (slice(None),) * dim + (slice(0, len(indices)),)
-                    ]
+                    expected = (
+                        expected.take(indices, axis=dim)
+                        if expected.strides[dim]
+                        else expected[(slice(None),) * dim + (slice(0, len(indices)),)]
+                    )
                 if small[i].shape != expected.shape or not np.array_equal(compress(small[i]), compress(expected)):
                     return False
         return True

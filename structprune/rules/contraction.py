@@ -12,7 +12,6 @@ from ..sizes import Size
 from .checks import Requirement
 from .site import Site, rule
 
-
 KERNEL = "it is a kernel size"  # no channels: left out when reasons are listed
 
 
@@ -99,6 +98,7 @@ def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: in
 
 def _require_groups(site: Site, groups: Size, units: IntArray) -> None:
     """As many groups as are kept."""
+    site.followed.add(id(groups))
     site.checks.append(
         Requirement(
             site.node, groups, lambda view: int((~view.removed[units]).sum()), [units], "its groups cannot be changed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..labels import Labels
@@ -65,7 +66,7 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
 def _stand_in(site: Site, entry: Any, width: int) -> list[torch.Tensor]:
     """Any positions will do along dimensions that are held; a mask of rank k stands for k of them."""
     if isinstance(entry, list):
-        return [torch.zeros(len(entry), dtype=torch.int64)]
+        return [torch.zeros(np.shape(entry), dtype=torch.int64)]
     if width == entry.ndim and width > 1:
         chosen = site.shape[0]  # masks come first in practice; otherwise the shapes disagree and the rule gives up
         return [torch.zeros(chosen, dtype=torch.int64)] * width
@@ -87,10 +88,13 @@ def index_select(site: Site, input: Labels, dim: int, index: Labels) -> Labels:
 
 
 @rule("gather", "take_along_dim")
-def gather(site: Site, input: Labels, dim: Any, index: Any = None, **kwargs: Any) -> Any:
+def gather(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Positions along one dimension, different ones everywhere: the result is as large as the index."""
-    if not isinstance(dim, int) or not isinstance(index, Labels):
-        return site.unknown(input, dim, index)
+    given = (*args, *kwargs.values())
+    index = next((a for a in given if isinstance(a, Labels)), None)
+    dim = next((a for a in given if isinstance(a, int) and not isinstance(a, bool)), None)
+    if index is None or dim is None or index.ndim != input.ndim:
+        return site.unknown(input, args, kwargs)
     held = site.hold(input, (int(dim),), "it is gathered by position")
     return site.broadcast([Labels(site.shape, held.coordinates), Labels(site.shape, index.coordinates)], site.shape)
 

@@ -51,7 +51,9 @@ def free(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Nothing here depends on how many channels there are."""
     if site.name in ("view_as_real", "view_as_complex"):
         pad = site.name == "view_as_real"
-        coordinates = input.coordinates if pad else site.hold(input, (-1,), "it holds real and imaginary parts").coordinates
+        coordinates = (
+            input.coordinates if pad else site.hold(input, (-1,), "it holds real and imaginary parts").coordinates
+        )
         return site.merge(site.shape, [c[..., None] if pad else c[..., 0] for c in coordinates])
     return move(site, input, args, kwargs)
 
@@ -78,7 +80,9 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
     """Equal parts stay equal: index j of every part goes together. Unequal parts are checked."""
     dim = int(dim) % input.ndim
     if sizes is None:
-        sizes = kwargs.pop("chunks", None) or kwargs.pop("split_size_or_sections", None) or kwargs.pop("split_size", None)
+        sizes = (
+            kwargs.pop("chunks", None) or kwargs.pop("split_size_or_sections", None) or kwargs.pop("split_size", None)
+        )
     widths = {shape[dim] for shape in site.parts.values()}
     labels = input.along(dim)
     width = max(widths, default=1)
@@ -98,14 +102,19 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
     """An attribute that is the size of a dimension follows it."""
     labels = [c for c in value.coordinates if dim in varying(c)]
     if labels:
+        site.followed.add(id(size))
         origin = size.origin
-        why = f"{getattr(origin, 'module', '')}.{getattr(origin, 'name', '')} cannot be both the old size and the new one"
+        why = (
+            f"{getattr(origin, 'module', '')}.{getattr(origin, 'name', '')} cannot be both the old size and the new one"
+        )
         site.checks.append(Requirement(site.node, size, lambda view: view.shape(value)[dim], labels, why))
 
 
 def _adapts(site: Site, sizes: Any) -> bool:
     """`chunk(n)` follows the input; `split(32)` with a written 32 does not."""
-    return "chunk" in site.name or any(type(s) is not int for s in (sizes if isinstance(sizes, list | tuple) else [sizes]))
+    return "chunk" in site.name or any(
+        type(s) is not int for s in (sizes if isinstance(sizes, list | tuple) else [sizes])
+    )
 
 
 @rule("repeat", "tile", "repeat_interleave")
@@ -121,7 +130,8 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
 @rule("expand", "broadcast_to")
 def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     """New dimensions take the labels of the dimension their size was read from."""
-    target = sizes[0] if sizes and isinstance(sizes[0], list | tuple) else sizes or kwargs.get("size", kwargs.get("shape"))
+    given = sizes or (kwargs.get("size", kwargs.get("shape")),)
+    target: Sequence[Any] = given[0] if isinstance(given[0], list | tuple) else given
     rank = len(site.shape)
     missing = rank - input.ndim
     coordinates = [c.reshape((1,) * missing + c.shape) for c in input.coordinates]
@@ -166,8 +176,12 @@ def _end(site: Site, value: Labels, dim: int, spread: set[int]) -> tuple[IntArra
     rest = tuple(c for c in value.coordinates if not any(c is o for o in own))
     if along is None:
         return np.zeros(shape, np.int64), rest + tuple(merged)
-    along = site.hold_coordinate(along, [d for d in varying(along) if d != dim and d not in spread], "it is concatenated")
-    return np.broadcast_to(along, shape), rest + tuple(c for c in merged if c is not along and not np.shares_memory(c, along))
+    along = site.hold_coordinate(
+        along, [d for d in varying(along) if d != dim and d not in spread], "it is concatenated"
+    )
+    return np.broadcast_to(along, shape), rest + tuple(
+        c for c in merged if c is not along and not np.shares_memory(c, along)
+    )
 
 
 @rule("stack")

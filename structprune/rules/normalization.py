@@ -73,8 +73,8 @@ def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
 
 @rule("layer_norm")
 def layer_norm(
-    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, bias: Labels | None = None,
-    eps: float = 1e-5, *args: Any, **kwargs: Any,
+    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None,
+    bias: Labels | None = None, eps: float = 1e-5, *args: Any, **kwargs: Any,
 ) -> Labels:  # fmt: skip
     """Statistics over the last dimensions."""
     input, labels = last_dim(site, input, len(normalized_shape), (weight, bias))
@@ -109,7 +109,12 @@ def compensate(site: Site, channels: int, labels: IntArray) -> None:
 
 @rule("group_norm")
 def group_norm(
-    site: Site, input: Labels, num_groups: int, weight: Labels | None = None, bias: Labels | None = None, *args: Any,
+    site: Site,
+    input: Labels,
+    num_groups: int,
+    weight: Labels | None = None,
+    bias: Labels | None = None,
+    *args: Any,
     **kwargs: Any,
 ) -> Labels:
     """A [groups, channels] grid: whole groups leave, or the same number of channels from each."""
@@ -126,6 +131,7 @@ def group_norm(
     if count > 1 and count >= grid.shape[1] and isinstance(num_groups, Size):
         site.couple(grid, grid[:, :1])
         units = grid[:, 0]
+        site.followed.add(id(num_groups))
         rows = lambda view: int((~view.removed[units]).sum())  # noqa: E731
         site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
     else:
@@ -201,8 +207,9 @@ def scale_of(fold: Fold, view: View) -> float:
 @rule("_weight_norm", "_weight_norm_interface")
 def weight_norm(site: Site, v: Labels, g: Labels, dim: int = 0) -> Any:
     """g * v / norm(v): a masked row would be 0 / 0, so filters stay; what the norm runs over may go."""
-    if not site.has_shape:
-        return site.unknown(v, g)
-    why = "weight_norm divides by its norm; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') frees it"
+    why = (
+        "weight_norm divides by its norm; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') frees it"
+    )
     site.freeze(why, g)
-    return Labels(site.shape, site.hold(v, (int(dim),), why).coordinates)
+    held = site.hold(v, (int(dim),), why).coordinates
+    return Labels(site.shape, held) if site.has_shape else {0: Labels(v.shape, held)}

@@ -11,8 +11,8 @@ from .site import Site, labels_in, rule
 @rule(
     "hardswish", "logsigmoid", "log_sigmoid", "tanhshrink", "softsign", "floor_divide", "arctan2",
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
-    "fill", "zero", "copy", "type_as", "bernoulli", "normal", "uniform", "exponential", "random",
-    "clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
+    "fill", "zero", "copy", "bernoulli", "normal", "uniform", "exponential", "random",
+    "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
     "cpu", "cuda", "requires_grad", "data", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive",
     "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like", "expand_as",
 )  # fmt: skip
@@ -21,6 +21,12 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     if not site.has_shape:
         return site.unknown(*args, **kwargs)
     return site.broadcast(list(labels_in((args, kwargs))), site.shape)
+
+
+@rule("to", "type_as")
+def convert(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Of another tensor only its dtype and device are taken."""
+    return Labels(site.shape, input.coordinates)
 
 
 @rule("prelu")

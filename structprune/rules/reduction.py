@@ -18,6 +18,8 @@ def dims_of(input: Labels, dim: Any) -> list[int]:
 
 def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
     """Holds `dims` and drops them from the result, unless the result kept them."""
+    if site.node.meta["unread"]:  # it may be wrong: nobody looks (attention weights that a caller ignores)
+        input = Labels(input.shape, input.without(dims))
     rest = site.hold(input, dims, why).coordinates
     drop = tuple(dims)
 
@@ -73,7 +75,8 @@ def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args:
 def scan(site: Site, input: Labels, dim: Any = -1, *args: Any, **kwargs: Any) -> Any:
     """Along one dimension everything depends on everything; the others pass through."""
     dim = kwargs.get("dim", -1 if dim is None or isinstance(dim, bool) else dim)
-    held = site.hold(input, (int(dim),), f"{site.name} runs over it").coordinates
+    unread = site.node.meta["unread"]
+    held = (input if unread else site.hold(input, (int(dim),), f"{site.name} runs over it")).coordinates
     if site.has_shape:
         return Labels(site.shape, held)
     return {i: Labels(shape, held) for i, shape in site.parts.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..labels import IntArray, Labels, compress, varying
+from ..labels import IntArray, Labels, compress
 from ..sizes import AttributeOf, Size
 from .checks import View, take
 from .movement import follow
@@ -63,9 +63,8 @@ class Reshaping:
     labels: list[IntArray]
     why: str
 
-    @property
-    def node(self) -> fx.Node:
-        return self.site.node
+    def __post_init__(self) -> None:
+        self.node = self.site.node
 
     def holds(self, view: View) -> bool:
         small_source, small_result = view.shape(self.source), view.shape(self.result)
@@ -79,7 +78,7 @@ class Reshaping:
             return False
         if tuple(out.shape) != small_result:
             return False
-        for left, right in regroup(self.source.shape, self.result.shape):
+        for left, _ in regroup(self.source.shape, self.result.shape):
             if any(self.source.along(d) is not None for d in left):
                 index = self._index(left)
                 small = reshape_index(take(index, view.kept(self.source)), small_source, small_result)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from ..labels import Couplings, IntArray, Labels, varying
 from ..sizes import Size
 from .checks import Check, Requirement
-from .zeros import is_zero
+from .zeros import reads_zero
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -52,6 +52,7 @@ class Site:
         self.stock = stock  # norms stay as they are, and may deviate
         self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
         self._aliases: dict[int, Labels] = {}
+        self.followed: set[int] = set()  # sizes (by id) that are known to come out right
 
     # -- facts -------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Site:
     def zero(self, *values: Labels) -> bool:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
         nodes = (self.node_of(v) for v in values)
-        return any(n is not None and is_zero(n, self.values) for n in nodes)
+        return any(n is not None and reads_zero(n, self.node, self.values) for n in nodes)
 
     def describe(self, value: Labels) -> str:
         """Where an argument comes from, in words."""
@@ -248,13 +249,16 @@ class Site:
         """The labels of the dimension that a size was read from, `x.shape[1]`."""
         origin = size.origin if isinstance(size, Size) else None
         value = self.values.get(getattr(origin, "value", None))  # type: ignore[arg-type]
-        return self.vector(value, origin.dim) if isinstance(value, Labels) else None  # type: ignore[union-attr]
+        vector = self.vector(value, origin.dim) if isinstance(value, Labels) else None  # type: ignore[union-attr]
+        if vector is not None:
+            self.followed.add(id(size))
+        return vector
 
     # -- the unknown -------------------------------------------------------------------------------------
 
     def unknown(self, *args: Any, **kwargs: Any) -> Any:
         """No rule: everything that comes in is fixed, everything that goes out is plain."""
-        seen = self.node.meta.get("sink")
+        seen = self.node.meta.get("reads")
         self.freeze(f"Python reads its values ({self.name})" if seen else f"{self.name} has no rule", args, kwargs)
         return self.plain()
 

@@ -21,25 +21,37 @@ Values = Mapping[fx.Node, Any]
 
 # f(0, ...) = 0 whenever the first operand is zero, whatever the others are.
 _KEEP = frozenset(
-    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze flip fliplr flipud roll narrow
-    tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile repeat_interleave
-    expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten getitem index_select
-    gather take_along_dim item clone contiguous detach to float double half bfloat16 type type_as data cpu cuda requires_grad
-    sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d feature_dropout interpolate im2col col2im
-    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle linalg_vector_norm zeros_like grid_sampler
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d pad constant_pad_nd
-    rms_norm""".split()
+    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze flip fliplr flipud
+    roll narrow tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile
+    repeat_interleave expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as
+    unflatten getitem index_select gather take_along_dim item clone contiguous detach to float double half bfloat16
+    type type_as data cpu cuda requires_grad sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
+    feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d pad constant_pad_nd rms_norm""".split()
 )
-_PRODUCERS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_PRODUCERS = frozenset(
+    {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+)
 
 # What may share memory with its first operand, so that writing into one is writing into the other.
 _VIEWS = frozenset(
-    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split unbind
-    select unfold chunk split split_with_sizes expand broadcast_to expand_as view reshape flatten ravel view_as reshape_as
-    unflatten getitem item contiguous detach to float double half type data cpu cuda requires_grad diagonal real imag
-    dropout""".split()
+    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split
+    unbind select unfold chunk split split_with_sizes expand broadcast_to expand_as view reshape flatten ravel
+    view_as reshape_as unflatten getitem item contiguous detach to float double half type data cpu cuda
+    requires_grad diagonal real imag dropout""".split()
 )
+
+
+def reads_zero(source: fx.Node, reader: fx.Node, values: Values) -> bool:
+    """True if `reader`, which takes what `source` computed, finds zeros in what is removed."""
+    memo: dict[fx.Node, bool] = {}
+
+    def zero(node: fx.Node) -> bool:
+        return is_zero(node, values, memo)
+
+    return zero(source) and not _overwritten(source, reader, values, zero)
 
 
 def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = None) -> bool:
@@ -54,7 +66,7 @@ def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = No
 def _labelled(node: fx.Node, values: Values) -> bool:
     found = values.get(node)
     if isinstance(found, dict):
-        return any(part.coordinates for part in found.values() if isinstance(part, Labels))
+        return any(bool(part.coordinates) for part in found.values() if isinstance(part, Labels))
     return isinstance(found, Labels) and bool(found.coordinates)
 
 
@@ -129,7 +141,7 @@ def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
 
 def _fills(node: fx.Node) -> bool:
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 1)
-    return node.meta["op"] == "masked_fill" and value != 0
+    return node.meta["op"] == "masked_fill" and not (isinstance(value, int | float) and value == 0)
 
 
 def _covers(node: fx.Node, inputs: list[fx.Node], values: Values) -> bool:
@@ -178,8 +190,10 @@ def _overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callabl
 def _at_zero(node: fx.Node) -> bool:
     """f(0) = 0, by asking the function itself."""
     try:
-        return _value_at_zero(node.target, tuple(None if isinstance(a, fx.Node) else (a,) for a in node.args), tuple(node.kwargs.items()))
-    except TypeError:  # an argument that cannot be hashed
+        return _value_at_zero(
+            node.target, tuple(None if isinstance(a, fx.Node) else (a,) for a in node.args), tuple(node.kwargs.items())
+        )
+    except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
         return False
 
 
@@ -189,4 +203,4 @@ def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]
     if any(isinstance(v, fx.Node) for _, v in kwargs):
         return False
     out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
-    return isinstance(out, torch.Tensor) and bool((out == 0).all())
+    return isinstance(out, torch.Tensor) and not out.any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import networkx
@@ -14,10 +15,12 @@ from torch import fx
 from .analysis import Space
 from .errors import UnknownNameError, closest
 from .labels import IntArray, Labels
-from .rules.site import labels_in
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
+
+
+_ROOT = "a reason"
 
 
 def value_name(node: fx.Node) -> str:
@@ -52,9 +55,9 @@ def build(space: Space) -> networkx.Graph:
             _join(graph, ends, pairs.get(node, []), _about(node))
             for labels, why in reasons.get(node, []):
                 _fix(graph, ends, labels, why, _about(node))
-    for name, labels in space.parameters.items():
-        for labels_fixed, why in reasons.get(None, []):
-            _fix(graph, list(dims_of(labels, name)), labels_fixed, why, {"op": "", "module": "", "source": ""})
+    for name, value in space.parameters.items():
+        for labels, why in reasons.get(None, []):
+            _fix(graph, list(dims_of(value, name)), labels, why, {"op": "", "module": "", "source": ""})
     return graph
 
 
@@ -62,7 +65,9 @@ def _about(node: fx.Node) -> dict[str, str]:
     return {"op": node.meta["op"], "module": node.meta.get("path", ""), "source": node.meta.get("where", "")}
 
 
-def _join(graph: Any, ends: list[tuple[str, IntArray]], pairs: list[tuple[IntArray, IntArray]], about: dict[str, str]) -> None:
+def _join(
+    graph: Any, ends: list[tuple[str, IntArray]], pairs: list[tuple[IntArray, IntArray]], about: dict[str, str]
+) -> None:
     """Joins the dimensions whose labels this operation couples."""
     for name, _ in ends:
         graph.add_node(name, kind="dimension")
@@ -97,18 +102,24 @@ def _place(about: dict[str, str]) -> str:
     return f"{about['op']} {', '.join(p for p in parts if p)}".strip()
 
 
+def nearest_reasons(nx_graph: Any) -> dict[str, str]:
+    """For every dimension that is coupled to a reason, the next node on the shortest way there."""
+    rooted = nx_graph.copy()
+    rooted.add_edges_from((_ROOT, n) for n, data in nx_graph.nodes(data=True) if data["kind"] == "reason")
+    return dict(networkx.bfs_predecessors(rooted, _ROOT)) if _ROOT in rooted else {}
+
+
 def fixing_path(graph: ChannelGraph, name: str, dim: int) -> list[str]:
     """The shortest way from a dimension to a reason: the steps, and last the reason."""
-    start = f"{name}[{dim}]"
-    reasons = [n for n, data in graph.nx.nodes(data=True) if data["kind"] == "reason"]
-    paths = networkx.single_source_shortest_path(graph.nx, start)
-    found = sorted((paths[r] for r in reasons if r in paths), key=len)
-    return _steps(graph.nx, found[0]) if found else ["it is coupled to a dimension that is fixed"]
+    path = [f"{name}[{dim}]"]
+    while graph.toward_reasons.get(path[-1], _ROOT) != _ROOT:
+        path.append(graph.toward_reasons[path[-1]])
+    return _steps(graph.nx, path) if len(path) > 1 else ["it is coupled to a dimension that is fixed"]
 
 
 def _steps(nx_graph: Any, path: list[str]) -> list[str]:
     steps = []
-    for a, b in zip(path, path[1:], strict=False):
+    for a, b in pairwise(path):
         if nx_graph.nodes[b]["kind"] == "reason":
             steps.append(b)
         else:
@@ -144,9 +155,12 @@ def _explain_dim(graph: ChannelGraph, name: str, dim: int) -> list[str]:
         lines += [f"{title}: {part}: {reason}", *(f"    {step}" for step in steps)]
     if fixed < len(units):
         free = np.unique(units[units > 0])
-        others = {f"{n}[{d}]": n for (n, d), u in graph._vectors.items() if (n, d) != (name, dim) and np.isin(u, free).any()}
+        others = {
+            f"{n}[{d}]": n for (n, d), u in graph._vectors.items() if (n, d) != (name, dim) and np.isin(u, free).any()
+        }
         lines.append(f"{title}: {len(free)} units, coupled to {len(others)} other dimensions")
-        paths = networkx.single_source_shortest_path(graph.nx, title)
+        dimensions = networkx.subgraph_view(graph.nx, filter_node=lambda n: graph.nx.nodes[n]["kind"] == "dimension")
+        paths = networkx.single_source_shortest_path(dimensions, title)
         for other in others:
             if other in paths:
                 lines.append(f"  {other}")

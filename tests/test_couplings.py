@@ -1,0 +1,155 @@
+"""Every coupling: what can be removed from the models of models.py, and that removing it is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    Snapshot,
+    assert_equal_models,
+    assert_exact,
+    assert_exact_or_nothing,
+    assert_kept,
+    masked_original,
+)
+from models import CASES, UNSEEN, Case
+
+import structprune as sp
+from structprune import surgery
+
+NAMES = [c.name for c in CASES]
+
+
+def units(case: Case) -> list[int]:
+    """The number of units of each group; the one unit of a group of one can never go."""
+    return sorted(len(g) for g in sp.analyze(case.make(), case.example()).groups if len(g) > 1)
+
+
+def test_names_are_unique() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_groups(case: Case) -> None:
+    assert units(case) == sorted(case.units)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_exact(case: Case) -> None:
+    if case.units:
+        assert_exact(case.make(), case.example())
+    else:
+        assert_exact_or_nothing(case.make(), case.example())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.units], ids=[c.name for c in CASES if c.units])
+def test_exact_at_another_ratio(case: Case) -> None:
+    assert_exact_or_nothing(case.make(), case.example(), 0.3)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.units], ids=[c.name for c in CASES if c.units])
+def test_exact_in_global_scope(case: Case) -> None:
+    """Groups lose different fractions."""
+    assert_exact_or_nothing(case.make(), case.example(), scope="global")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.kept], ids=[c.name for c in CASES if c.kept])
+def test_kept_with_a_reason(case: Case) -> None:
+    for pattern, words in case.kept.items():
+        assert_kept(case.make(), case.example(), pattern, words)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.units], ids=[c.name for c in CASES if c.units])
+def test_pruned_twice(case: Case) -> None:
+    """What is left is an ordinary model, which can be pruned again."""
+    small = sp.prune(case.make(), case.example(), ratio=0.3).model
+    assert_exact_or_nothing(small, case.example(), 0.5)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.units], ids=[c.name for c in CASES if c.units])
+def test_float32(case: Case) -> None:
+    """Verification in float64 holds for models in the default dtype too."""
+    example = case.example(torch.float32)
+    result = sp.prune(case.make(torch.float32), example)
+    assert result.report.verification is not None
+    assert result.report.verification.ok
+
+
+@pytest.mark.parametrize("case", UNSEEN, ids=[c.name for c in UNSEEN])
+def test_caught_by_verification(case: Case) -> None:
+    """What no trace can see is refused as a whole, and the model is as it was."""
+    model = case.make()
+    before = Snapshot.of(model)
+    with pytest.raises(sp.VerificationError, match="DIFFERS"):
+        sp.prune(model, case.example())
+    before.assert_unchanged(model)
+
+
+# -- sabotage: a test that could not fail would prove nothing ----------------------------------------------------
+
+
+def wrong_by_one(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dim: int) -> None:
+    """From now on surgery takes the neighbour of every kept index, in one dimension of the tensors of this shape."""
+    right = surgery.slice_tensor
+
+    def wrong(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], *rest: Any) -> torch.Tensor:
+        if tensor.shape == shape and dim in kept:
+            kept = {**kept, dim: tuple(sorted((k + 1) % shape[dim] for k in kept[dim]))}
+        return right(tensor, kept, *rest)
+
+    monkeypatch.setattr(surgery, "slice_tensor", wrong)
+
+
+SABOTAGED = [
+    ("inverted residual", (16, 8, 1, 1), 1, "e"),  # a consumer
+    ("inverted residual", (8, 3, 3, 3), 0, "a"),  # a producer
+    ("inverted residual", (16, 1, 3, 3), 0, "d"),  # a depthwise filter
+    ("inverted residual", (16,), 0, "e"),  # biases
+    ("inverted residual", (4, 8, 3, 3), 1, "out"),  # the last consumer
+    ("flatten", (4, 512), 1, "out"),
+    ("flatten after NHWC", (4, 512), 1, "out"),
+    ("BatchNorm1d on rows", (4, 8), 1, "out"),
+    ("channel shuffle by hand", (4, 8, 3, 3), 1, "out"),
+    ("dense connections", (6, 9, 3, 3), 1, "c"),
+    ("tokens through linear", (6, 8), 1, "b"),
+    ("squeeze and excite", (4, 8, 1, 1), 1, "s"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dim", "module"), SABOTAGED, ids=[f"{s[0]} {s[3]} {s[1]}" for s in SABOTAGED]
+)
+def test_sabotage_is_caught(
+    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], dim: int, module: str
+) -> None:
+    case = CASES[NAMES.index(name)]
+    model = case.make()
+    before = Snapshot.of(model)
+    sp.prune(model, case.example())
+    wrong_by_one(monkeypatch, shape, dim)
+    with pytest.raises(sp.VerificationError, match=rf"first difference in {module}\b"):
+        sp.prune(model, case.example())
+    before.assert_unchanged(model)
+
+
+def test_sabotage_of_bookkeeping_is_caught_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle of these tests does not trust the library's own verification."""
+    case = CASES[NAMES.index("residual chain")]
+    wrong_by_one(monkeypatch, (4, 8, 3, 3), 1)
+    with pytest.raises(AssertionError, match=r"out\.weight"):
+        assert_exact(case.make(), case.example(), verify=False)
+
+
+def test_oracle_sees_a_plan_that_is_incomplete() -> None:
+    """A plan that forgets a consumer is not the masked original of the same small model."""
+    case = CASES[NAMES.index("activation Sigmoid")]
+    model = case.make()
+    result = sp.prune(model, case.example())
+    kept = {name: dims for name, dims in result.plan.kept.items() if name != "out.weight"}
+    forgetful = masked_original(model, replace(result.plan, kept=kept))
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_equal_models(result.model, forgetful, case.example())

@@ -1,0 +1,575 @@
+"""Every rule: an operation between a conv and a linear layer, pruned, against the masked original.
+
+The table says for each registered name a use of the operation and how many of the conv's eight channels become
+units: 8 if they are free, 4 if they go in pairs, 0 if they must stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_exact, assert_exact_or_nothing, randomise, tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import structprune as sp
+from structprune.rules import RULES
+
+IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+SEQUENCE, VOLUME = IMAGE.flatten(2), IMAGE[..., None].expand(-1, -1, -1, -1, 2)
+aten = torch.ops.aten
+
+
+class Around(nn.Module):
+    """conv -> the operation -> a linear layer for each of its results."""
+
+    def __init__(self, operation: Callable[..., Any], example: Tensor) -> None:
+        super().__init__()
+        rank = example.ndim - 2
+        self.operation = operation
+        self.a = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](3, 8, 1)
+        self.b = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](3, 8, 1)
+        self.vector = nn.Parameter(torch.randn(8))
+        self.square = nn.Parameter(torch.randn(5, 8))
+        self.third = nn.Parameter(torch.randn(5, 8, 8))
+        self.groups = 2
+        self.double()
+        with torch.no_grad():
+            results = self.results(copy.deepcopy(self), example)
+        self.out = nn.ModuleList(nn.Linear(rows(r).shape[-1], 3) for r in results).double()
+
+    @staticmethod
+    def results(model: Any, x: Tensor) -> list[Tensor]:
+        return list(tensors(model.operation(model.a(x), model, x)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(out(rows(r)) for out, r in zip(self.out, self.results(self, x), strict=True))
+
+
+def rows(value: Tensor) -> Tensor:
+    """As real numbers, with everything but the first dimension in a row."""
+    if value.is_complex():
+        value = torch.view_as_real(value)
+    value = value.to(torch.float64)
+    return value.flatten(1) if value.ndim > 1 else value[None]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of an operation."""
+
+    operation: Callable[..., Any]
+    units: int
+    example: Tensor = IMAGE
+    ratio: float = 0.5
+
+
+def use(units: int, *operations: Callable[..., Any], example: Tensor = IMAGE) -> list[Use]:
+    return [Use(operation, units, example) for operation in operations]
+
+
+def function_of_space(name: str) -> list[Use]:
+    """torch.<name>(h, dim), over space and over channels."""
+    function = getattr(torch, name)
+    return use(8, lambda h, m, x: function(h, dim=3)) + use(0, lambda h, m, x: function(h, dim=1))
+
+
+def complex_of(h: Tensor) -> Tensor:
+    return torch.view_as_complex(torch.stack([h, h * 2], -1))
+
+
+def random(function: Callable[[Tensor], Tensor]) -> list[Use]:
+    """Random numbers cannot be the same in a narrower model: they are multiplied by zero."""
+    return use(8, lambda h, m, x: h + 0 * function(h.clone()))
+
+
+USES: dict[str, list[Use]] = {
+    # contractions
+    "linear": use(
+        8,
+        lambda h, m, x: F.linear(h.flatten(2).mT, m.square),
+        lambda h, m, x: F.linear(m.vector + h.mean((2, 3)), m.square),
+    ),
+    "conv1d": use(8, lambda h, m, x: F.conv1d(h, m.square[:, :, None]), example=SEQUENCE),
+    "conv2d": use(8, lambda h, m, x: F.conv2d(h, m.square[:, :, None, None])),
+    "conv3d": use(8, lambda h, m, x: F.conv3d(h, m.square[:, :, None, None, None]), example=VOLUME),
+    "conv_transpose1d": use(8, lambda h, m, x: F.conv_transpose1d(h, m.square.t()[:, :, None]), example=SEQUENCE),
+    "conv_transpose2d": use(8, lambda h, m, x: F.conv_transpose2d(h, m.square.t()[:, :, None, None])),
+    "conv_transpose3d": use(
+        8, lambda h, m, x: F.conv_transpose3d(h, m.square.t()[:, :, None, None, None]), example=VOLUME
+    ),
+    "bilinear": use(8, lambda h, m, x: F.bilinear(h.mean((2, 3)), m.b(x).mean((2, 3)), m.third)),
+    "embedding": use(8, lambda h, m, x: h.mean((2, 3)) + F.embedding(torch.tensor([0, 3]), m.square)[:1]),
+    "matmul": use(
+        8,
+        lambda h, m, x: h.flatten(2).mT @ m.square.T,
+        lambda h, m, x: m.square @ h.flatten(2),
+        lambda h, m, x: h.flatten(2).mT @ m.vector,
+    ),
+    "bmm": use(8, lambda h, m, x: torch.bmm(h.flatten(2).mT, m.b(x).flatten(2))),
+    "mm": use(8, lambda h, m, x: torch.mm(h.mean((2, 3)), m.square.T)),
+    "mv": use(8, lambda h, m, x: torch.mv(h.mean((2, 3)), m.vector)),
+    "dot": use(8, lambda h, m, x: torch.dot(h[0, :, 0, 0], m.vector)),
+    "addmm": use(
+        8,
+        lambda h, m, x: torch.addmm(torch.ones(5, dtype=h.dtype), h.mean((2, 3)), m.square.T),
+        lambda h, m, x: torch.addmm(m.vector, h.mean((2, 3)), m.third[0]),
+    ),
+    "baddbmm": use(
+        8,
+        lambda h, m, x: torch.baddbmm(
+            h.flatten(2), m.b(x).flatten(2), x[:, :1, :, :].flatten(1)[:, :, None] * x[:, :1].flatten(1)[:, None]
+        ),
+    ),
+    "einsum": use(
+        8,
+        lambda h, m, x: torch.einsum("nchw,kc->nkhw", h, m.square),
+        lambda h, m, x: torch.einsum("nchw,c->nchw", h, m.vector),
+    ),
+    "scaled_dot_product_attention": use(
+        8, lambda h, m, x: F.scaled_dot_product_attention(x.flatten(2).mT, x.flatten(2).mT, h.flatten(2).mT)
+    ),
+    # norms
+    "batch_norm": use(
+        8, lambda h, m, x: F.batch_norm(h, m.vector.detach(), m.vector.detach() ** 2, m.vector, m.vector)
+    ),
+    "instance_norm": use(8, lambda h, m, x: F.instance_norm(h, weight=m.vector, bias=m.vector)),
+    "layer_norm": use(8, lambda h, m, x: F.layer_norm(h, (4, 4)))
+    + use(0, lambda h, m, x: F.layer_norm(h.mean((2, 3)).sigmoid(), (8,), m.vector)),
+    "group_norm": use(0, lambda h, m, x: F.group_norm(h.sigmoid(), 2, m.vector)),
+    "rms_norm": use(8, lambda h, m, x: F.rms_norm(h, (4,)))
+    + use(0, lambda h, m, x: F.rms_norm(h.mean((2, 3)).sigmoid(), (8,), m.vector)),
+    "_weight_norm": use(
+        8, lambda h, m, x: h.mean((2, 3)) + torch._weight_norm(m.square, torch.ones(5, 1, dtype=h.dtype), 0)[:1]
+    ),
+    "_weight_norm_interface": use(
+        8,
+        lambda h, m, x: (
+            h.mean((2, 3)) + torch._weight_norm_interface(m.square, torch.ones(5, 1, dtype=h.dtype), 0)[0][:1]
+        ),
+    ),
+    "linalg_vector_norm": use(
+        8, lambda h, m, x: torch.linalg.vector_norm(h, 2, (2, 3)), lambda h, m, x: torch.linalg.vector_norm(h, 2, 1)
+    )
+    + use(0, lambda h, m, x: torch.linalg.vector_norm(h.sigmoid(), 2, 1)),
+    # movement that changes nothing
+    **{name: use(8, lambda h, m, x, name=name: getattr(h[0, :, :, 0], name).T[None]) for name in ("T", "H")},
+    **{name: use(8, lambda h, m, x, name=name: getattr(h, name)) for name in ("mT", "mH")},
+    "t": use(8, lambda h, m, x: h.mean((2, 3)).t().t()),
+    "adjoint": use(8, lambda h, m, x: h.adjoint()),
+    "permute": use(8, lambda h, m, x: h.permute(0, 2, 3, 1)),
+    "transpose": use(8, lambda h, m, x: h.transpose(1, 3), lambda h, m, x: h.transpose(0, 1).transpose(0, 1)),
+    "swapaxes": use(8, lambda h, m, x: h.swapaxes(1, 2)),
+    "swapdims": use(8, lambda h, m, x: h.swapdims(1, 2)),
+    "movedim": use(8, lambda h, m, x: h.movedim(1, -1)),
+    "moveaxis": use(8, lambda h, m, x: torch.moveaxis(h, (1, 2), (2, 3))),
+    "unsqueeze": use(8, lambda h, m, x: h.unsqueeze(1)),
+    "squeeze": use(8, lambda h, m, x: h.mean((2, 3), keepdim=True).squeeze(), lambda h, m, x: h[:, :, :1].squeeze(2)),
+    "flip": use(8, lambda h, m, x: h.flip(1), lambda h, m, x: h.flip((1, 2))),
+    "fliplr": use(8, lambda h, m, x: torch.fliplr(h)),
+    "flipud": use(8, lambda h, m, x: torch.flipud(h)),
+    "view_as_real": use(8, lambda h, m, x: torch.view_as_real(complex_of(h))),
+    "view_as_complex": use(8, lambda h, m, x: complex_of(h)),
+    # movement by position
+    "roll": use(8, lambda h, m, x: h.roll(1, 2)) + use(0, lambda h, m, x: h.roll(3, 1), lambda h, m, x: h.roll(5)),
+    "narrow": use(8, lambda h, m, x: h.narrow(2, 1, 2)) + use(0, lambda h, m, x: h.narrow(1, 1, 4)),
+    "tensor_split": use(8, lambda h, m, x: h.tensor_split(3, 2)) + use(0, lambda h, m, x: h.tensor_split((3,), 1)[1]),
+    "unbind": use(8, lambda h, m, x: h.unbind(3), lambda h, m, x: h.unbind(-1)[1:])
+    + use(0, lambda h, m, x: h.unbind(1)),
+    "select": use(8, lambda h, m, x: h.select(2, 1)),
+    "tril": use(0, lambda h, m, x: h.tril(), lambda h, m, x: h.flatten(2).tril(diagonal=-1)),
+    "triu": use(0, lambda h, m, x: h.triu(), lambda h, m, x: h.flatten(2).triu(1)),
+    "diagonal": use(8, lambda h, m, x: h.diagonal(dim1=2, dim2=3)),
+    "rot90": use(8, lambda h, m, x: h.rot90(1, (2, 3)), lambda h, m, x: h.rot90(2, (1, 2))),
+    "unfold": use(8, lambda h, m, x: h.unfold(2, 2, 1))
+    + use(4, lambda h, m, x: h.unfold(1, 2, 2))
+    + use(0, lambda h, m, x: h.unfold(1, 3, 1)),
+    "chunk": use(8, lambda h, m, x: h.chunk(2, 2))
+    + use(4, lambda h, m, x: h.chunk(2, 1))
+    + use(2, lambda h, m, x: h.chunk(4, 1)),
+    "split": use(8, lambda h, m, x: h.split(3, 3))
+    + use(4, lambda h, m, x: torch.split(h, h.shape[1] // 2, 1))
+    + use(0, lambda h, m, x: h.split(3, 1)),
+    "split_with_sizes": use(8, lambda h, m, x: h.split_with_sizes([1, 3], 2))
+    + use(0, lambda h, m, x: h.split_with_sizes([2, 6], 1)),
+    "unsafe_chunk": use(4, lambda h, m, x: torch.unsafe_chunk(h, 2, 1)),
+    "unsafe_split": use(4, lambda h, m, x: torch.unsafe_split(h, h.shape[1] // 2, 1)),
+    "repeat": use(
+        8,
+        lambda h, m, x: h.repeat(1, 3, 1, 1),
+        lambda h, m, x: h.repeat(1, 1, 2, 1),
+        lambda h, m, x: h.repeat(2, 1, 1, 1, 1),
+    ),
+    "tile": use(8, lambda h, m, x: h.tile(2, 1, 1), lambda h, m, x: h.tile((1, 2, 1, 1))),
+    "repeat_interleave": use(
+        8, lambda h, m, x: h.repeat_interleave(3, dim=1), lambda h, m, x: h.repeat_interleave(2, 3)
+    )
+    + use(0, lambda h, m, x: h.repeat_interleave(torch.arange(8), dim=1)),
+    "expand": use(
+        8,
+        lambda h, m, x: h[:, :, :1].expand(-1, -1, 4, -1),
+        lambda h, m, x: m.vector.expand(*h.shape[:2]) + h.mean((2, 3)),
+    )
+    + use(0, lambda h, m, x: m.vector.expand(2, 8) + h.mean((2, 3))),
+    "expand_as": use(8, lambda h, m, x: h[:, :, :1].expand_as(h), lambda h, m, x: h + x[:, :1].expand_as(h)),
+    "broadcast_to": use(8, lambda h, m, x: torch.broadcast_to(h[:, :, :1], h.shape)),
+    "broadcast_tensors": use(
+        8,
+        lambda h, m, x: torch.broadcast_tensors(h, m.vector[:, None, None]),
+        lambda h, m, x: torch.broadcast_tensors(h, x[:, :1]),
+    ),
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr(torch, name)([h, m.b(x), x], 1))
+        for name in ("cat", "concat", "concatenate")
+    },
+    "hstack": use(8, lambda h, m, x: torch.hstack([h, x, h])),
+    "vstack": use(8, lambda h, m, x: torch.vstack([h, m.b(x)])),
+    "dstack": use(8, lambda h, m, x: torch.dstack([h, m.b(x)])),
+    "stack": use(8, lambda h, m, x: torch.stack([h, m.b(x)], 1), lambda h, m, x: torch.stack([h, m.b(x)], -1)),
+    # new values
+    **{
+        name: use(8, lambda h, m, x, name=name: h + 0 * getattr(torch, name)(h.shape[1], dtype=h.dtype)[:, None, None])
+        for name in ("rand", "randn")
+    },
+    **{
+        name: use(8, lambda h, m, x, name=name: h + getattr(torch, name)(h.shape[1], 1, 1))
+        + use(0, lambda h, m, x, name=name: h + getattr(torch, name)(8, 1, 1))
+        for name in ("zeros", "ones")
+    },
+    "empty": use(8, lambda h, m, x: torch.empty(h.shape, dtype=h.dtype).copy_(h))
+    + use(0, lambda h, m, x: torch.empty(2, 8, 4, 4, dtype=h.dtype).copy_(h)),
+    "full": use(8, lambda h, m, x: h + torch.full((h.shape[1], 1, 1), 2.0))
+    + use(0, lambda h, m, x: h + torch.full((1,), h.shape[1])),
+    "new_zeros": use(8, lambda h, m, x: h + h.new_zeros(h.shape)),
+    "new_ones": use(8, lambda h, m, x: torch.cat([h, h.new_ones(2, 1, 4, 4)], 1)),
+    "new_full": use(8, lambda h, m, x: h + h.new_full((h.shape[1], 1, 1), 2.0)),
+    "new_empty": use(8, lambda h, m, x: h + h.new_empty(h.shape).zero_()),
+    "zeros_like": use(8, lambda h, m, x: h + torch.zeros_like(h)),
+    "ones_like": use(8, lambda h, m, x: h + torch.ones_like(h)),
+    "empty_like": use(8, lambda h, m, x: h + torch.empty_like(h).fill_(1.5)),
+    "full_like": use(8, lambda h, m, x: h + torch.full_like(h, 2.0))
+    + use(0, lambda h, m, x: h + torch.full_like(h, h.shape[1])),
+    "rand_like": random(torch.rand_like),
+    "randn_like": random(torch.randn_like),
+    "bernoulli": random(lambda h: torch.bernoulli(torch.sigmoid(h))),
+    "normal": random(lambda h: h.normal_()),
+    "uniform": random(lambda h: h.uniform_(0, 1)),
+    "exponential": random(lambda h: h.exponential_()),
+    "random": random(lambda h: h.random_(0, 5)),
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr(F, name)(h, 0.0))
+        for name in ("alpha_dropout", "feature_alpha_dropout", "dropout", "dropout2d", "dropout3d")
+    },
+    "dropout1d": use(8, lambda h, m, x: F.dropout1d(h, 0.0), example=SEQUENCE),
+    "feature_dropout": use(8, lambda h, m, x: torch.feature_dropout(h, 0.0, False)),
+    # indices
+    "getitem": use(
+        8,
+        lambda h, m, x: h[:, :, ::2, 1:],
+        lambda h, m, x: h[..., None, 1],
+        lambda h, m, x: h[:, :, torch.tensor([0, 2])],
+        lambda h, m, x: h[:1],
+        lambda h, m, x: h[-1][None],
+        lambda h, m, x: h[:, :, [[0, 1], [2, 3]]],
+        lambda h, m, x: h.permute(0, 2, 3, 1)[torch.ones(2, 4, 4, dtype=torch.bool)],
+    )
+    + use(
+        0,
+        lambda h, m, x: h[:, 1:4],
+        lambda h, m, x: h[:, [0, 1]],
+        lambda h, m, x: h[:, torch.tensor([0, 2])],
+        lambda h, m, x: h[:, ::2],
+        lambda h, m, x: h[:, -3:],
+        lambda h, m, x: h[:, torch.tensor([True, False] * 4)],
+        lambda h, m, x: h[torch.tensor([0, 1]), torch.tensor([3, 4])],
+    ),
+    "setitem": use(0, lambda h, m, x: [h := h.clone(), h.__setitem__((slice(None), 0), 0.0)][0]),
+    "index_put": use(0, lambda h, m, x: h.index_put((torch.tensor([0]),), torch.zeros((), dtype=h.dtype))),
+    "index_select": use(8, lambda h, m, x: h.index_select(2, torch.tensor([0, 3])))
+    + use(0, lambda h, m, x: h.index_select(1, torch.tensor([0, 3]))),
+    "gather": use(8, lambda h, m, x: h.gather(2, h.argsort(2)))
+    + use(
+        0,
+        lambda h, m, x: h.gather(1, h.argsort(1)),
+        lambda h, m, x: h.gather(2, torch.zeros(2, 3, 2, 4, dtype=torch.int64)),
+    ),
+    "take_along_dim": use(8, lambda h, m, x: torch.take_along_dim(h, h.argsort(3), 3)),
+    "item": use(8, lambda h, m, x: h.max(3)),
+    "one_hot": use(0, lambda h, m, x: F.one_hot((h > 0).long(), 2).to(h.dtype)),
+    "nonzero": use(0, lambda h, m, x: torch.nonzero(h.clamp(1, 2))),
+    "bincount": use(0, lambda h, m, x: torch.bincount((h > 0).long().flatten(), minlength=3)),
+    "unique": use(0, lambda h, m, x: torch.unique(h * 0 + h.sign() ** 2)),
+    "isin": use(0, lambda h, m, x: torch.isin(h.sign(), torch.tensor([1.0], dtype=h.dtype))),
+    "searchsorted": use(0, lambda h, m, x: torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0], dtype=h.dtype), h)),
+    "bucketize": use(0, lambda h, m, x: torch.bucketize(h, torch.tensor([-1.0, 0.0, 1.0], dtype=h.dtype))),
+    # element by element
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr(F, name)(h)) for name in ("hardswish", "tanhshrink", "softsign")
+    },
+    "log_sigmoid": use(8, lambda h, m, x: F.logsigmoid(h)),
+    "floor_divide": use(
+        8,
+        lambda h, m, x: h + h.detach() // 0.25,
+        lambda h, m, x: h + torch.floor_divide(h.detach(), m.vector.detach().exp()[:, None, None]),
+    ),
+    "arctan2": use(8, lambda h, m, x: torch.arctan2(h, m.b(x))),
+    "fill": use(8, lambda h, m, x: h + h.clone().fill_(2.0), lambda h, m, x: h + torch.fill(h, 2.0)),
+    "zero": use(8, lambda h, m, x: h + h.clone().zero_()),
+    "copy": use(8, lambda h, m, x: h.clone().copy_(m.b(x)) + h),
+    "type_as": use(8, lambda h, m, x: h.type_as(x)),
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr(h * 3, name)())
+        for name in (
+            "clone",
+            "contiguous",
+            "detach",
+            "double",
+            "long",
+            "int",
+            "bool",
+            "short",
+            "cpu",
+            "conj",
+            "resolve_conj",
+            "resolve_neg",
+            "positive",
+        )
+    },
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr((h * 2).round(), name)())
+        for name in ("float", "half", "bfloat16")
+    },
+    "to": use(8, lambda h, m, x: h.to("cpu").to(x).to(torch.float64)),
+    "type": use(8, lambda h, m, x: h.type(torch.float64)),
+    "data": use(8, lambda h, m, x: h + h.data),
+    "real": use(8, lambda h, m, x: complex_of(h).real),
+    "imag": use(8, lambda h, m, x: complex_of(h).imag),
+    "prelu": use(8, lambda h, m, x: F.prelu(h, m.vector), lambda h, m, x: F.prelu(h, x[0, 0, 0, :1])),
+    # reductions
+    **{
+        name: function_of_space(name)
+        for name in (
+            "prod",
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "argmax",
+            "argmin",
+            "median",
+            "std",
+            "var",
+            "var_mean",
+            "std_mean",
+            "logsumexp",
+            "nanmean",
+            "mode",
+            "mean",
+            "aminmax",
+            "sort",
+            "argsort",
+            "softmax",
+            "log_softmax",
+            "cumsum",
+            "cumprod",
+            "logcumsumexp",
+            "cummax",
+            "cummin",
+            "diff",
+        )
+    },
+    "any": use(8, lambda h, m, x: (h > 0).any(3)) + use(0, lambda h, m, x: (h >= 0).any(1)),
+    "all": use(8, lambda h, m, x: (h > 0).all(3)) + use(0, lambda h, m, x: (h > 0).all(1)),
+    "count_nonzero": use(8, lambda h, m, x: (h > 0).count_nonzero(3))
+    + use(0, lambda h, m, x: h.cos().count_nonzero(1)),
+    "sum": use(8, lambda h, m, x: h.sum(3), lambda h, m, x: h.sum((2, 3)), lambda h, m, x: h.sum(1))
+    + use(0, lambda h, m, x: h.cos().sum(1), lambda h, m, x: h.cos().sum()),
+    "nansum": use(8, lambda h, m, x: h.nansum(3), lambda h, m, x: h.nansum(1)),
+    "softmin": use(8, lambda h, m, x: F.softmin(h, 3)) + use(0, lambda h, m, x: F.softmin(h, 1)),
+    "topk": use(8, lambda h, m, x: h.topk(2, 3)) + use(0, lambda h, m, x: h.topk(2, 1)),
+    "kthvalue": use(8, lambda h, m, x: h.kthvalue(2, 3)) + use(0, lambda h, m, x: h.kthvalue(2, 1)),
+    # shapes
+    "view": use(8, lambda h, m, x: h.view(h.shape[0], -1), lambda h, m, x: h.view(*h.shape[:2], -1))
+    + use(4, lambda h, m, x: h.view(2, m.groups, -1, 16).flatten(2))
+    + use(0, lambda h, m, x: h.view(2, 8, 16), lambda h, m, x: h.view(-1, 32)),
+    "reshape": use(
+        8, lambda h, m, x: h.mT.reshape(h.shape[0], -1), lambda h, m, x: h.permute(2, 3, 0, 1).reshape(16, 2, -1)
+    ),
+    "_unsafe_view": use(8, lambda h, m, x: aten._unsafe_view(h, [h.shape[0], h.shape[1], -1])),
+    "flatten": use(
+        8,
+        lambda h, m, x: h.flatten(1),
+        lambda h, m, x: h.flatten(0, 1).unflatten(0, (2, -1)),
+        lambda h, m, x: h.permute(0, 2, 3, 1).flatten(1),
+    ),
+    "ravel": use(8, lambda h, m, x: h.ravel()[None]),
+    "view_as": use(8, lambda h, m, x: h.flatten(2).view_as(h)),
+    "reshape_as": use(8, lambda h, m, x: h.flatten(1).reshape_as(h)),
+    "unflatten": use(8, lambda h, m, x: h.unflatten(2, (2, 2)))
+    + use(4, lambda h, m, x: h.unflatten(1, (2, -1)), lambda h, m, x: h.unflatten(-3, (-1, 2)))
+    + use(0, lambda h, m, x: h.unflatten(1, (4, 2))),
+    # space
+    **{
+        f"{kind}_pool2d": use(8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool2d")(h, 2))
+        for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
+    },
+    **{
+        f"{kind}_pool1d": use(8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool1d")(h, 2), example=SEQUENCE)
+        for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
+    },
+    **{
+        f"{kind}_pool3d": use(8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool3d")(h, 2), example=VOLUME)
+        for kind in ("max", "avg", "adaptive_max", "adaptive_avg")
+    },
+    "lp_pool1d": use(8, lambda h, m, x: F.lp_pool1d(h, 2.0, 2), example=SEQUENCE),
+    "lp_pool2d": use(8, lambda h, m, x: F.lp_pool2d(h, 2.0, 2)),
+    "lp_pool3d": use(8, lambda h, m, x: F.lp_pool3d(h, 2.0, 2), example=VOLUME),
+    **{
+        f"{kind}_pool1d_with_indices": use(
+            8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool1d")(h, 2, return_indices=True), example=SEQUENCE
+        )
+        for kind in ("max", "adaptive_max")
+    },
+    **{
+        f"{kind}_pool2d_with_indices": use(
+            8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool2d")(h, 2, return_indices=True)
+        )
+        for kind in ("max", "adaptive_max")
+    },
+    **{
+        f"{kind}_pool3d_with_indices": use(
+            8, lambda h, m, x, kind=kind: getattr(F, f"{kind}_pool3d")(h, 2, return_indices=True), example=VOLUME
+        )
+        for kind in ("max", "adaptive_max")
+    },
+    "max_unpool1d": use(
+        8, lambda h, m, x: F.max_unpool1d(*F.max_pool1d(h, 2, return_indices=True), 2), example=SEQUENCE
+    ),
+    "max_unpool2d": use(8, lambda h, m, x: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2)),
+    "max_unpool3d": use(8, lambda h, m, x: F.max_unpool3d(*F.max_pool3d(h, 2, return_indices=True), 2), example=VOLUME),
+    "fractional_max_pool2d": use(
+        8,
+        lambda h, m, x: F.fractional_max_pool2d(
+            h, 2, 2, _random_samples=torch.full((*h.shape[:2], 2), 0.3, dtype=h.dtype)
+        ),
+    ),
+    "fractional_max_pool2d_with_indices": use(
+        8,
+        lambda h, m, x: F.fractional_max_pool2d(
+            h, 2, 2, return_indices=True, _random_samples=torch.full((*h.shape[:2], 2), 0.3, dtype=h.dtype)
+        ),
+    ),
+    "fractional_max_pool3d": use(
+        8,
+        lambda h, m, x: F.fractional_max_pool3d(
+            h, (2, 2, 1), (2, 2, 1), _random_samples=torch.full((*h.shape[:2], 3), 0.3, dtype=h.dtype)
+        ),
+        example=VOLUME,
+    ),
+    "fractional_max_pool3d_with_indices": use(
+        8,
+        lambda h, m, x: F.fractional_max_pool3d(
+            h,
+            (2, 2, 1),
+            (2, 2, 1),
+            return_indices=True,
+            _random_samples=torch.full((*h.shape[:2], 3), 0.3, dtype=h.dtype),
+        ),
+        example=VOLUME,
+    ),
+    "interpolate": use(
+        8,
+        lambda h, m, x: F.interpolate(h, scale_factor=1.5, mode="bicubic"),
+        lambda h, m, x: F.interpolate(h, size=(3, 5)),
+    ),
+    "upsample_nearest2d": use(8, lambda h, m, x: aten.upsample_nearest2d(h, [8, 8])),
+    "upsample_bilinear2d": use(8, lambda h, m, x: aten.upsample_bilinear2d(h, [8, 8], False)),
+    "upsample_bicubic2d": use(8, lambda h, m, x: aten.upsample_bicubic2d(h, [8, 8], False)),
+    "grid_sample": use(8, lambda h, m, x: F.grid_sample(h, x[:, :2].permute(0, 2, 3, 1), align_corners=False)),
+    "grid_sampler": use(8, lambda h, m, x: torch.grid_sampler(h, x[:, :2].permute(0, 2, 3, 1), 0, 0, False)),
+    "grid_sampler_2d": use(8, lambda h, m, x: aten.grid_sampler_2d(h, x[:, :2].permute(0, 2, 3, 1), 0, 0, False)),
+    "affine_grid": use(
+        8, lambda h, m, x: h + F.affine_grid(x[:, :2, 0, :3], [2, 1, 4, 4], align_corners=False)[:, None, ..., 0]
+    ),
+    "affine_grid_generator": use(
+        8, lambda h, m, x: h + torch.affine_grid_generator(x[:, :2, 0, :3], [2, 1, 4, 4], False)[:, None, ..., 0]
+    ),
+    "pad": use(
+        8,
+        lambda h, m, x: F.pad(h, (1, 2)),
+        lambda h, m, x: F.pad(h, (0, 1, 1, 0), mode="reflect"),
+        lambda h, m, x: F.pad(h, (0, 0, 0, 0, 2, 1), value=1.5),
+        lambda h, m, x: F.pad(h, (-1, 0)),
+    )
+    + use(0, lambda h, m, x: F.pad(h, (0, 0, 0, 0, -2, 1))),
+    "constant_pad_nd": use(8, lambda h, m, x: torch.constant_pad_nd(h, (0, 1), 2.0)),
+    "reflection_pad1d": use(8, lambda h, m, x: aten.reflection_pad1d(h, [1, 1]), example=SEQUENCE),
+    "reflection_pad2d": use(8, lambda h, m, x: aten.reflection_pad2d(h, [1, 1, 0, 0])),
+    "replication_pad1d": use(8, lambda h, m, x: aten.replication_pad1d(h, [1, 1]), example=SEQUENCE),
+    "replication_pad2d": use(8, lambda h, m, x: aten.replication_pad2d(h, [1, 1, 0, 0])),
+    "im2col": use(8, lambda h, m, x: F.unfold(h, 2, stride=2), lambda h, m, x: F.unfold(h[0], 2)[None]),
+    "col2im": use(2, lambda h, m, x: F.fold(h, (8, 8), 2, stride=2), example=SEQUENCE),
+    "pixel_shuffle": use(2, lambda h, m, x: F.pixel_shuffle(h, 2)),
+    "pixel_unshuffle": use(8, lambda h, m, x: F.pixel_unshuffle(h, 2)),
+    "vdot": use(8, lambda h, m, x: h * torch.vdot(h.flatten(), h.flatten())),
+    "channel_shuffle": use(4, lambda h, m, x: F.channel_shuffle(h, 2))
+    + use(2, lambda h, m, x: F.channel_shuffle(h, 4)),
+    "native_channel_shuffle": use(4, lambda h, m, x: [torch.native_channel_shuffle(h.detach(), 2), h]),
+}
+
+# Registered under a name that no public function reaches by itself, or that needs what a CPU does not have.
+ELSEWHERE = {
+    "cuda": "moving to the GPU is covered by test_cuda below, where there is one",
+    "requires_grad": "a question about a tensor, which is not recorded",
+    "logsigmoid": "F.logsigmoid is torch's own log_sigmoid",
+    "fractional_max_pool1d": "there is none",
+    "fractional_max_pool1d_with_indices": "there is none",
+    "upsample": "deprecated, and interpolate by the time it is seen",
+    "reshape_symint": "never the name of a Python function",
+}
+
+ALL = [(name, i, one) for name, uses in USES.items() for i, one in enumerate(uses)]
+IDS = [f"{name}-{i}" for name, i, _ in ALL]
+
+
+def build(one: Use) -> nn.Module:
+    torch.manual_seed(3)
+    return randomise(Around(one.operation, one.example).double())
+
+
+def free_channels(graph: sp.ChannelGraph) -> int:
+    """How many units the channels of `a` form."""
+    found = [g for g in graph.groups for s in g.slices if (s.name, s.dim) == ("a.weight", 0)]
+    return sum(len(g) for g in found if len(g) > 1)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(RULES) == {*USES, *ELSEWHERE}
+
+
+@pytest.mark.parametrize(("name", "i", "one"), ALL, ids=IDS)
+def test_units(name: str, i: int, one: Use) -> None:
+    graph = sp.analyze(build(one), one.example)
+    met = {node.meta["op"] for program in graph.space.programs for node in program.graph.nodes}
+    assert name in met, f"this use calls {met}"
+    assert free_channels(graph) == one.units
+
+
+@pytest.mark.parametrize(("name", "i", "one"), ALL, ids=IDS)
+def test_exact(name: str, i: int, one: Use) -> None:
+    if one.units:
+        assert_exact(build(one), one.example)
+    else:
+        assert_exact_or_nothing(build(one), one.example)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda() -> None:
+    one = Use(lambda h, m, x: h.cpu().cuda(), 8)
+    sp.prune(build(one).cuda(), one.example.cuda())

@@ -1,0 +1,443 @@
+"""What surgery keeps: ties, hooks, gradients, dtypes, memory formats, and all that can be done with a module."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Snapshot, assert_exact, assert_exact_or_nothing, masked_original, randomise
+from torch import Tensor, nn
+
+import structprune as sp
+from structprune import surgery
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        x = (x + self.bn2(self.conv2(x))).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def images(dtype: torch.dtype = torch.float64, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def net() -> Any:
+    return randomise(Net().double())
+
+
+def kept(plan: sp.PruningPlan, name: str, tensor: Tensor) -> Tensor:
+    """What a plan keeps of a tensor, written with plain indexing."""
+    for dim, indices in plan.kept.get(name, {}).items():
+        tensor = tensor.movedim(dim, 0)[list(indices)].movedim(0, dim)
+    return tensor
+
+
+# -- sharing --------------------------------------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """One weight under two names, one layer called twice, one module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.twice = nn.Linear(8, 8)
+        self.other = nn.Linear(8, 8)
+        self.other.weight = self.twice.weight
+        self.alias = self.twice
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(self.other(self.alias(self.twice(x).relu()).relu()))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_ties(inplace: bool) -> None:
+    model: Any = randomise(Shared().double())
+    rows = torch.randn(2, 4, dtype=torch.float64)
+    result = sp.prune(model, rows, inplace=True) if inplace else assert_exact(model, rows)
+    small: Any = result.model
+    assert small.other.weight is small.twice.weight
+    assert small.alias is small.twice
+    assert small.other.bias is not small.twice.bias
+    assert small.twice.weight.shape == (4, 4)
+    assert [name for name, _ in small.named_parameters()] == [name for name, _ in Shared().named_parameters()]
+
+
+class Embedded(nn.Module):
+    """The output layer shares the weight of the embedding, as in language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.inner = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 11, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inner(self.embed(x)))
+
+
+def test_tied_embeddings() -> None:
+    result = assert_exact_or_nothing(randomise(Embedded().double()), torch.arange(6).reshape(2, 3))
+    assert result is not None
+    assert result.model.out.weight is result.model.embed.weight  # type: ignore[union-attr]
+    assert result.model.embed.embedding_dim == 4
+
+
+class References(Net):
+    """Plain containers that refer to the model's own parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [self.conv1, self.conv2]
+        self.by_name = {"weight": self.conv1.weight}
+        self.config = {"widths": [8, 8]}
+
+
+def test_references_follow() -> None:
+    model: Any = randomise(References().double())
+    small: Any = assert_exact(model, images()).model
+    assert small.layers[0] is small.conv1
+    assert small.layers[1] is small.conv2
+    assert small.by_name["weight"] is small.conv1.weight
+    assert small.config == model.config
+    assert small.config["widths"] is not model.config["widths"]
+
+
+# -- tensors --------------------------------------------------------------------------------------------------
+
+
+def test_gradients_and_requires_grad() -> None:
+    model = net()
+    model.conv2.weight.requires_grad_(False)
+    model(images()).square().sum().backward()
+    model.fc.bias.grad = None
+    before = Snapshot.of(model)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    result = sp.prune(model, images())
+    before.assert_unchanged(model)
+    for name, parameter in result.model.named_parameters():
+        gradient = gradients[name]
+        assert model.get_parameter(name).grad is gradient
+        assert parameter.requires_grad == (name != "conv2.weight")
+        assert (parameter.grad is None) == (gradient is None)
+        if gradient is not None and parameter.grad is not None:
+            assert torch.equal(parameter.grad, kept(result.plan, name, gradient))
+            assert parameter.grad.data_ptr() != gradient.data_ptr()
+
+
+def test_nothing_is_shared_with_the_original() -> None:
+    model = net()
+    small = sp.prune(model, images()).model
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        assert tensor.untyped_storage().data_ptr() not in own, name
+        assert tensor.is_leaf, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    model = net().to(dtype)
+    result = sp.prune(model, images(dtype))
+    for name, tensor in result.model.state_dict().items():
+        assert tensor.dtype == model.state_dict()[name].dtype
+        assert torch.equal(tensor, kept(result.plan, name, model.state_dict()[name]))
+    assert result.model(images(dtype)).dtype == dtype
+
+
+class Mixed(Net):
+    """The convolutions in half precision, the rest in single, as mixed-precision models are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x.bfloat16()).float()).relu()
+        x = (x + self.bn2(self.conv2(x.bfloat16()).float())).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_mixed_dtypes() -> None:
+    model = Mixed()
+    model.conv1.bfloat16()
+    model.conv2.bfloat16()
+    result = sp.prune(model, images(torch.float32), verify=False)
+    assert result.model.conv1.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert result.model(images(torch.float32)).shape == (2, 5)
+
+
+def test_complex_parameters() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 8, dtype=torch.complex64)
+            self.b = nn.Linear(8, 3, dtype=torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.view_as_real(self.b(self.a(x.to(torch.complex64))))
+
+    model, rows = Complex(), torch.randn(2, 4)
+    result = sp.prune(model, rows)
+    small: Any = result.model
+    assert small.a.weight.dtype == torch.complex64
+    assert small.a.out_features == 4
+    expected = masked_original(model, result.plan)(rows)
+    torch.testing.assert_close(small(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_format() -> None:
+    model = net().to(memory_format=torch.channels_last)
+    small: Any = sp.prune(model, images()).model
+    for conv in (small.conv1, small.conv2):
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(p.is_contiguous() for p in sp.prune(net(), images()).model.parameters())
+    video: Any = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 4, 3)).to(memory_format=torch.channels_last_3d)
+    cut: Any = sp.prune(video, torch.randn(1, 3, 6, 6, 6)).model
+    assert cut[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+class Marked(nn.Parameter):
+    """A parameter with a class and an attribute of its own."""
+
+
+def test_what_is_attached_to_a_parameter() -> None:
+    model = net()
+    model.conv1.weight = Marked(model.conv1.weight.detach())
+    model.conv1.weight.tag = ["decay"]
+    small: Any = sp.prune(model, images()).model
+    assert type(small.conv1.weight) is Marked
+    assert small.conv1.weight.tag == ["decay"]
+    assert small.conv1.weight.shape[0] == 4
+
+
+def test_bookkeeping_and_modes() -> None:
+    model = net().train()
+    model.bn2.eval()
+    small: Any = assert_exact(model, images()).model
+    assert (small.conv1.out_channels, small.conv2.in_channels, small.conv2.out_channels) == (4, 4, 4)
+    assert (small.bn1.num_features, small.fc.in_features, small.fc.out_features) == (4, 4, 5)
+    assert "Conv2d(3, 4" in repr(small)
+    assert small.bn1.num_batches_tracked.shape == ()
+
+
+# -- hooks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hooks_are_kept_and_run(inplace: bool) -> None:
+    model = net()
+    seen: list[str] = []
+    model.register_forward_pre_hook(lambda m, args: seen.append("root before"))
+    model.register_forward_hook(lambda m, args, out: out * 2)
+    model.register_forward_hook(lambda m, args, kwargs, out: seen.append("root after"), with_kwargs=True)
+    model.conv1.register_forward_hook(lambda m, args, out: seen.append(f"conv1 {tuple(out.shape)}"))
+    model.conv2.register_forward_pre_hook(lambda m, args: (args[0] * 0.5,))
+    model.fc.register_full_backward_hook(lambda m, before, after: seen.append("fc backward"))
+    model.register_state_dict_post_hook(lambda m, state, prefix, meta: seen.append("state dict"))
+    expected = masked_original(model, sp.prune(model, images()).plan).eval()(images())
+    small = sp.prune(model, images(), inplace=inplace).model.eval()
+    seen.clear()
+    out = small(images())
+    assert seen == ["root before", "conv1 (2, 4, 8, 8)", "root after"]
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    out.sum().backward()
+    small.state_dict()
+    assert seen[3:] == ["fc backward", "state dict"]
+
+
+def test_no_hook_is_left_behind() -> None:
+    model = net()
+    before = Snapshot.of(model)
+    small = sp.prune(model, images()).model
+    before.assert_unchanged(model)
+    for module in (*model.modules(), *small.modules()):
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+# -- copies ---------------------------------------------------------------------------------------------------
+
+
+class Locked(Net):
+    """A lock cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1.guard = threading.Lock()  # type: ignore[assignment]
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = randomise(Locked().double())
+    before = Snapshot.of(model)
+    for run in (lambda: sp.prune(model, images()), lambda: sp.prune(model, images(), verify=False)):
+        with pytest.raises(sp.UnsupportedModelError, match=r"bn1\.guard .*inplace=True"):
+            run()
+        before.assert_unchanged(model)
+
+
+def test_it_is_pruned_in_place() -> None:
+    model: Any = randomise(Locked().double())
+    expected = sp.prune(net(), images())
+    assert sp.prune(model, images(), verify=False, inplace=True).model is model
+    assert model.conv1.out_channels == 4
+    torch.testing.assert_close(model.eval()(images()), expected.model.eval()(images()), rtol=0, atol=0)
+
+
+def test_in_place_and_verified() -> None:
+    """Verification needs copies: it works without, or says how to go on."""
+    model: Any = randomise(Locked().double())
+    before = Snapshot.of(model)
+    try:
+        assert sp.prune(model, images(), inplace=True).model is model
+    except sp.UnsupportedModelError as error:
+        assert "verify=False" in str(error)  # noqa: PT017
+        before.assert_unchanged(model)
+
+
+def test_masks_of_a_model_that_cannot_be_copied() -> None:
+    plan = sp.prune(net(), images()).plan
+    with pytest.raises(sp.UnsupportedModelError, match="guard"):
+        sp.mask(plan, randomise(Locked().double()))
+
+
+def test_in_place_gives_the_same() -> None:
+    model = net()
+    model(images()).sum().backward()
+    copied = sp.prune(model, images())
+    result = sp.prune(model, images(), inplace=True)
+    assert result.model is model
+    assert result.plan == copied.plan
+    assert str(result.model) == str(copied.model)
+    for name, parameter in copied.model.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name))
+        assert torch.equal(parameter.grad, model.get_parameter(name).grad)
+    for name, buffer in copied.model.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name))
+
+
+def test_a_fresh_unpruned_model_will_do() -> None:
+    plan = sp.PruningPlan.from_json(sp.prune(net(), images()).plan.to_json())
+    fresh: Any = randomise(Net().double(), seed=7)
+    fresh.forward = None  # no tracing: the model is not run
+    small: Any = sp.apply(plan, fresh)
+    del fresh.forward, small.forward
+    torch.testing.assert_close(small(images()), masked_original(fresh, plan)(images()), rtol=1e-12, atol=1e-12)
+    assert torch.equal(small.conv1.weight, kept(plan, "conv1.weight", fresh.conv1.weight))
+
+
+def test_pruning_again() -> None:
+    first = sp.prune(net(), images())
+    second: Any = assert_exact(first.model, images())
+    assert second.model.conv1.out_channels == 2
+    third: Any = sp.prune(second.model, images()).model
+    assert third.conv1.out_channels == 1
+    with pytest.raises(sp.NothingToPruneError, match="output of the model"):
+        sp.prune(third, images(), ratio=0.9)
+
+
+# -- what comes after -----------------------------------------------------------------------------------------
+
+
+def test_it_trains() -> None:
+    small = sp.prune(net(), images()).model.train()
+    optimizer = torch.optim.Adam(small.parameters(), 0.01)
+    losses = []
+    for _ in range(8):
+        loss = small(images(batch=16)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[-1] < losses[0]
+
+
+def test_it_is_saved_and_loaded_by_pytorch() -> None:
+    small = sp.prune(net(), images()).model
+    file = io.BytesIO()
+    torch.save(small.state_dict(), file)
+    file.seek(0)
+    small.load_state_dict(torch.load(file, weights_only=True))
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again.eval()(images()), small.eval()(images()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile() -> None:
+    small = sp.prune(net(), images()).model.eval()
+    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images()), small(images()))
+
+
+def test_export() -> None:
+    small = sp.prune(net(), images()).model.eval()
+    batch = {"x": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(small, (images(),), dynamic_shapes=batch).module()
+    for size in (2, 5):
+        torch.testing.assert_close(exported(images(batch=size)), small(images(batch=size)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"ONNX export needs {package}")
+    import onnxruntime
+
+    small = sp.prune(net().float(), images(torch.float32)).model.eval()
+    program = torch.onnx.export(small, (images(torch.float32),), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "small.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(torch.float32).numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), small(images(torch.float32)).detach(), rtol=1e-4, atol=1e-5)
+
+
+# -- sabotage -------------------------------------------------------------------------------------------------
+
+
+def shifted(plan: sp.PruningPlan, name: str) -> dict[int, tuple[int, ...]]:
+    """The right number of channels, and other ones than the plan says."""
+    removed = plan.removed(name)
+    return {dim: removed[dim][: len(indices)] for dim, indices in plan.kept[name].items()}
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "bn1.weight", "bn2.running_var", "fc.weight"])
+def test_wrong_surgery_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A surgery that cuts other channels of one tensor only: verification refuses its model, and says where."""
+    model = net()
+    plan = sp.prune(model, images()).plan
+    wrong = replace(plan, kept={**plan.kept, name: shifted(plan, name)})
+    real: Callable[..., nn.Module] = surgery.apply
+    small = real(wrong, model)
+    assert not torch.equal(small.state_dict()[name], real(plan, model).state_dict()[name])
+    from structprune.verify import verify
+
+    check = verify(model, plan, images(), small=small)
+    assert not check.ok
+    assert check.first_difference is not None
+    assert name.partition(".")[0] in check.first_difference
+    monkeypatch.setattr("structprune.api.apply_plan", lambda p, m, **options: real(wrong, m, **options))
+    before = Snapshot.of(model)
+    for inplace in (False, True):
+        with pytest.raises(sp.VerificationError, match="DIFFERS"):
+            sp.prune(model, images(), inplace=inplace)
+        before.assert_unchanged(model)
