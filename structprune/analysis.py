@@ -20,6 +20,7 @@ from .program import Program
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
 from .rules.normalization import Fold, Swap
+from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
 
@@ -169,9 +170,32 @@ class Space:
             failed = [check for check in self.checks if not self._survives(check)]
             if not failed:
                 return
-            for check in failed:
-                for labels in check.labels:
-                    self.couplings.fix(labels, check.why, check.node)
+            if not self._equate(failed):
+                self._give_up(failed)
+
+    def _equate(self, failed: Sequence[Check]) -> bool:
+        """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes."""
+        equal = [(check, pair) for check in failed if isinstance(check, Reshaping) for pair in check.equals()]
+        roots = self.couplings.roots()
+        new = [(check, (a, b)) for check, (a, b) in equal if (roots[a] != roots[b]).any() and roots[a].all()]
+        for check, (a, b) in new:
+            self.couplings.couple(a, b, check.node)
+        return bool(new)
+
+    def _give_up(self, failed: Sequence[Check]) -> None:
+        """What moves is fixed; if it is fixed already, so is what the sizes are read from."""
+        roots = self.couplings.roots()
+        for check in failed:
+            moved = [labels for labels in check.labels if roots[labels].any()]
+            for labels in moved or self._labels_of_sizes(check):
+                self.couplings.fix(labels, check.why, check.node)
+
+    def _labels_of_sizes(self, check: Check) -> list[IntArray]:
+        """The labels that change the sizes which a checked operation is given."""
+        found: list[Size] = []
+        if check.node is not None and not isinstance(check, GuardCheck):
+            _collect_sizes((check.node.args, check.node.kwargs), found)
+        return [labels for size in found for leaf in leaves(size) for labels in self._labels_of(leaf)]
 
     def _fix_orphans(self) -> None:
         roots = self.couplings.roots()
@@ -203,7 +227,7 @@ class Space:
     def _survives(self, check: Check) -> bool:
         """Whether the check holds for random removals."""
         roots = self.couplings.roots()
-        if not any(roots[labels].any() for labels in check.labels):
+        if not any(roots[labels].any() for labels in (*check.labels, *self._labels_of_sizes(check))):
             return True
         return all(check.holds(view) for view in self._probes())
 

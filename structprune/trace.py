@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import CodeType, MappingProxyType, MethodType
@@ -115,6 +116,7 @@ class Recorder(TorchFunctionMode):
             self.keep_positions(args, kwargs)
         node = self.add(function, known.name, lifted, lifted_kwargs)
         node.meta["inplace"] = known.inplace
+        node.meta["writes"] = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
         node.meta["reads"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
         if known.name == "setitem":
             self.bind(node, args[0])
@@ -244,7 +246,7 @@ class Recorder(TorchFunctionMode):
         """A call whose inside cannot be seen."""
         name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
         node = self.add(_opaque, name, self.lift(tuple(tensors_in(inputs))), {})
-        node.meta["inplace"] = True
+        node.meta["inplace"] = node.meta["writes"] = True
         self.bind(node, tuple(t for t in tensors_in(output)))
 
 
@@ -272,9 +274,8 @@ def trace(
     modules = {path: m for path, m in model.named_modules() if id(m) not in scripted}
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     paths = {id(module): path for path, module in model.named_modules()}
-    before = [
-        (m, vars(m).copy(), [d.copy() for d in (m._parameters, m._buffers, m._modules)]) for m in modules.values()
-    ]
+    before = [(vars(m), vars(m).copy()) for m in modules.values()]
+    before += [(d, d.copy()) for m in modules.values() for d in vars(m).values() if type(d) in (dict, OrderedDict)]
     recorder = Recorder(model, leaves, names, paths)
     for tensor in named_tensors(model).values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
@@ -293,12 +294,9 @@ def trace(
         return _run(model, call, recorder)
     finally:
         recorder.restore()
-        for module, state, stores in before:
-            vars(module).clear()
-            vars(module).update(state)
-            for store, content in zip((module._parameters, module._buffers, module._modules), stores, strict=True):
-                store.clear()
-                store.update(content)
+        for store, content in before:
+            store.clear()
+            store.update(content)
 
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
@@ -346,7 +344,7 @@ def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsE
 def _mark_unread(graph: fx.Graph) -> None:
     """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
     for node in reversed(graph.nodes):
-        read = any(node.meta.get(key) for key in ("inplace", "reads", "sized"))
+        read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))
         node.meta["unread"] = node.op == "call_function" and not read and all(u.meta["unread"] for u in node.users)
 
 

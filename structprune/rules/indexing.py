@@ -44,7 +44,8 @@ def _widths(site: Site, index: Any) -> list[int]:
 @rule("getitem")
 def getitem(site: Site, input: Labels, index: Any) -> Any:
     """x[:, 2:8], x[..., 0], x[mask], x[:, positions]"""
-    if any(isinstance(e, bool) for e in (index if isinstance(index, tuple) else (index,))):
+    given = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(e, bool) or (isinstance(e, slice) and any(labels_in(e))) for e in given):
         return site.unknown(input, index)
     entries = expand_index(index, input.ndim, _widths(site, index))
     site.freeze("it holds positions", index)

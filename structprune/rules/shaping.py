@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ..labels import IntArray, Labels, compress
-from ..sizes import AttributeOf, Size
+from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
 from .movement import follow
 from .site import Site, rule
@@ -62,6 +62,8 @@ class Reshaping:
     result: Labels
     labels: list[IntArray]
     why: str
+    sizes: Sequence[Any] = ()
+    offset: int = 0
 
     def __post_init__(self) -> None:
         self.node = self.site.node
@@ -86,6 +88,22 @@ class Reshaping:
                 if not np.array_equal(small, take(full, view.kept(self.result))):
                     return False
         return True
+
+    def equals(self) -> list[tuple[IntArray, IntArray]]:
+        """Dimensions of the result and those that the code takes their size from: coupled, they always agree.
+
+        `x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream: if both
+        shrink, then together.
+        """
+        found = []
+        for dim, size in enumerate(self.sizes, self.offset):
+            origin = size.origin if isinstance(size, Size) else None
+            other = self.site.values.get(origin.value) if isinstance(origin, DimOf) else None
+            if isinstance(origin, DimOf) and isinstance(other, Labels):
+                pair = self.result.along(dim), other.along(origin.dim)
+                if all(c is not None and c.size == size for c in pair):
+                    found.append((pair[0].reshape(-1), pair[1].reshape(-1)))  # type: ignore[union-attr]
+        return found
 
     def _index(self, dims: list[int]) -> IntArray:
         shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
@@ -112,7 +130,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -
         if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
             follow(site, size, result, d)
     why = f"{site.name} with these sizes does not commute with removing channels"
-    site.checks.append(Reshaping(site, input, result, list(input.coordinates), why))
+    site.checks.append(Reshaping(site, input, result, list(input.coordinates), why, sizes, offset))
     return result
 
 

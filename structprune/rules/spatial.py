@@ -51,8 +51,10 @@ def grid_sample(site: Site, input: Labels, grid: Labels, *args: Any, **kwargs: A
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
-def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Labels:
+def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     """Padded channels are new and fixed; padding by a constant leaves the old ones free."""
+    if any(isinstance(p, Labels) for p in pad):
+        return site.unknown(input, pad)
     pairs = [(int(a), int(b)) for a, b in zip(pad[::2], pad[1::2], strict=True)][::-1]
     widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs
     padded = [d for d, (a, b) in enumerate(widths) if a or b]

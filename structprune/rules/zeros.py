@@ -136,7 +136,7 @@ def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
     if weight is not None:
         return zero(weight)
     statistics = [n for n in node.all_input_nodes if n is not node.args[0] and n is not bias]
-    return zero(node.all_input_nodes[0]) and op != "layer_norm" and all(zero(n) for n in statistics)
+    return zero(node.all_input_nodes[0]) and op in ("batch_norm", "instance_norm") and all(zero(n) for n in statistics)
 
 
 def _fills(node: fx.Node) -> bool:
