@@ -72,7 +72,9 @@ def theirs(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Modul
 
     with stopwatch(phases, "init"):
         importance = tp.importance.GroupMagnitudeImportance(p=1)
-        pruner = tp.pruner.MagnitudePruner(model, example, importance=importance, pruning_ratio=0.5, ignored_layers=heads(model))
+        pruner = tp.pruner.MagnitudePruner(
+            model, example, importance=importance, pruning_ratio=0.5, ignored_layers=heads(model)
+        )
     with stopwatch(phases, "step"):
         pruner.step()
     return model
@@ -118,7 +120,10 @@ def measure_time(case: zoo.Case, runs: int, seconds: float) -> Iterator[Row]:
                     small = prune(victim, example, phases)
                 samples[side].append(phases)
                 if turn == 0:
-                    yield {f"{side}_left": sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())}
+                    yield {
+                        f"{side}_left": sum(p.numel() for p in small.parameters())
+                        / sum(p.numel() for p in model.parameters())
+                    }
                     yield {f"{side}_runs": ran(small, example)}
             except Exception as error:  # whatever it raises is a result
                 del sides[side]
@@ -191,8 +196,7 @@ def measure_memory(case: zoo.Case, side: str, seconds: float) -> Iterator[Row]:
     """The peak of one side, after a small model has loaded what has to be loaded."""
     prune: Callable[..., Any] = {"ours": ours, "theirs": theirs, "forward": forward}[side]
     warm = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
-    with torch.no_grad():
-        prune(warm, torch.randn(1, 3, 16, 16), {})
+    prune(warm, torch.randn(1, 3, 16, 16), {})
     model, example = prepared(case)
     kept = []
     with limit(seconds):
@@ -219,7 +223,11 @@ def theirs_result(row: Row) -> str:
     """Its error, or the modes in which its model does not run."""
     if "theirs_error" in row:
         return str(row["theirs_error"])
-    missing = [mode for mode in ("eval", "train") if mode not in row.get("theirs_runs", "") and mode in row.get("ours_runs", "")]
+    missing = [
+        mode
+        for mode in ("eval", "train")
+        if mode not in row.get("theirs_runs", "") and mode in row.get("ours_runs", "")
+    ]
     return f"does not run in {' or '.join(missing)} mode" if missing else "runs"
 
 
@@ -227,7 +235,11 @@ def report(rows: Mapping[str, Row]) -> None:
     """Writes analysis_speed.md."""
     ordered = sorted(rows.values(), key=lambda r: r["model"])
     assert __doc__ is not None
-    write_markdown(NAME, "Time and memory of pruning", [summary(ordered) + "\n", __doc__.split("\n\n")[2] + "\n", table(HEADER, map(line, ordered))])
+    write_markdown(
+        NAME,
+        "Time and memory of pruning",
+        [summary(ordered) + "\n", __doc__.split("\n\n")[2] + "\n", table(HEADER, map(line, ordered))],
+    )
 
 
 def summary(rows: list[Row]) -> str:
@@ -243,7 +255,11 @@ def summary(rows: list[Row]) -> str:
         if values:
             middle = statistics.median(v for v, _ in values)
             text += f" {name} {middle:.1f} in the median, {values[worst][0]:.1f} at worst ({values[worst][1]})."
-    return text + f" Torch-Pruning fails, or leaves a broken model, on {len(failed)}" + (f": {', '.join(failed)}." if failed else ".")
+    return (
+        text
+        + f" Torch-Pruning fails, or leaves a broken model, on {len(failed)}"
+        + (f": {', '.join(failed)}." if failed else ".")
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -256,7 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for case in zoo.cases("torchvision-cnn"):
         rows = load_rows(NAME)
-        if (case.key in rows and not options.redo) or not any(fnmatch.fnmatch(case.name, p) for p in options.only or ["*"]):
+        if (case.key in rows and not options.redo) or not any(
+            fnmatch.fnmatch(case.name, p) for p in options.only or ["*"]
+        ):
             continue
         row = isolated(measure_time, case, options.runs, options.timeout, timeout=10 * options.timeout)
         for side in ("ours", "theirs", "forward"):

@@ -41,7 +41,15 @@ from .harness import (
 
 RATIO = 0.5
 TOLERANCE = {"torchvision-cnn": 1e-10}  # 1e-9 elsewhere
-DROPOUTS = ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout")
+DROPOUTS = (
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+)
 
 
 # -- the masked original, by hand ------------------------------------------------------------------------
@@ -190,7 +198,13 @@ def measure(case: zoo.Case) -> Iterator[Row]:
     seconds: dict[str, float] = {}
     with stopwatch(seconds, "analyze_s"):
         graph = sp.analyze(model, example)
-    yield {"stage": "plan", "traced": True, "groups": len(graph.groups), "units": sum(map(len, graph.groups)), **seconds}
+    yield {
+        "stage": "plan",
+        "traced": True,
+        "groups": len(graph.groups),
+        "units": sum(map(len, graph.groups)),
+        **seconds,
+    }
     try:
         with stopwatch(seconds, "plan_s"):
             plan = sp.plan(graph, ratio=RATIO)
@@ -217,9 +231,13 @@ def measure(case: zoo.Case) -> Iterator[Row]:
 
 def sizes(model: nn.Module, small: nn.Module) -> Row:
     """The fractions of parameters left: of all, and of those outside of embeddings."""
-    inside = [{id(p) for m in one.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} for one in (model, small)]
+    inside = [
+        {id(p) for m in one.modules() if isinstance(m, nn.Embedding) for p in m.parameters()} for one in (model, small)
+    ]
     every = [sum(p.numel() for p in one.parameters()) for one in (model, small)]
-    others = [sum(p.numel() for p in m.parameters() if id(p) not in e) for m, e in zip((model, small), inside, strict=True)]
+    others = [
+        sum(p.numel() for p in m.parameters() if id(p) not in e) for m, e in zip((model, small), inside, strict=True)
+    ]
     return {"left": every[1] / every[0], "left_body": others[1] / max(others[0], 1)}
 
 
@@ -262,7 +280,7 @@ def status(row: Row) -> str:
     if "timeout" in row.get("error", "") and not measured:
         return "timeout"
     if "error" in row and not measured:
-        return "crashed" if row.get("traced") is not None else "not built"
+        return "crashed" if row["failed_in"] != "build" else "not built"
     if row["left"] > 0.999:
         return "not pruned"
     worst = max(row["eval_error"], row["train_error"] or 0.0)
@@ -274,7 +292,17 @@ def status(row: Row) -> str:
 # -- the table -------------------------------------------------------------------------------------------
 
 
-HEADER = ("model", "status", ">left", ">left w/o embeddings", ">error (eval)", ">error (train)", ">seconds", ">groups", "what is fixed")
+HEADER = (
+    "model",
+    "status",
+    ">left",
+    ">left w/o embeddings",
+    ">error (eval)",
+    ">error (train)",
+    ">seconds",
+    ">groups",
+    "what is fixed",
+)
 
 
 def report(rows: Mapping[str, Row]) -> None:
@@ -293,7 +321,10 @@ def summary(rows: list[Row]) -> str:
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row["status"], []).append(row["model"])
-    listed = [f"{len(names)} {kind}" + ("" if kind == "ok" else f" ({', '.join(sorted(names))})") for kind, names in sorted(kinds.items())]
+    listed = [
+        f"{len(names)} {kind}" + ("" if kind == "ok" else f" ({', '.join(sorted(names))})")
+        for kind, names in sorted(kinds.items())
+    ]
     return f"{len(rows)} models: " + "; ".join(listed) + "."
 
 
@@ -317,7 +348,13 @@ def sweep(group: str, chosen: Callable[[str], bool], redo: bool, timeout: float)
         rows[case.key] = row
         save_rows("compat", rows)
         report(rows)
-        print("  ".join(str(row.get(k))[:160] for k in ("model", "status", "left", "eval_error", "train_error", "seconds", "error")), flush=True)
+        print(
+            "  ".join(
+                str(row.get(k))[:160]
+                for k in ("model", "status", "left", "eval_error", "train_error", "seconds", "error")
+            ),
+            flush=True,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -48,8 +48,12 @@ def commit() -> str:
     root = Path(__file__).parent.parent
     git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--short", "structprune"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--short", "structprune"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed.strip() else "")
@@ -138,8 +142,8 @@ def isolated(function: Callable[..., Iterator[Row]], *args: Any, timeout: float)
     process.join()
     if not done and "error" not in row:
         row["error"] = f"the process died (exit code {process.exitcode}) in {row.get('stage', 'start')}"
-    row.pop("stage", None)
-    return row
+    stage = row.pop("stage", None)
+    return {**row, "failed_in": stage} if "error" in row else row
 
 
 def _gather(receiver: Connection, deadline: float) -> tuple[Row, bool]:

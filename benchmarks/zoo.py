@@ -44,7 +44,15 @@ SEGMENTATION = ("deeplabv3*", "fcn*", "lraspp*")
 DETECTION = ("*rcnn*", "retinanet*", "fcos*", "ssd*")
 CLIPS = {"mc3_18": (8, 32, 32), "r2plus1d_18": (8, 32, 32), "r3d_18": (8, 32, 32), "s3d": (16, 224, 224),
          "mvit_v1_b": (8, 64, 64), "mvit_v2_s": (8, 64, 64), "swin3d_*": (8, 64, 64)}  # fmt: skip
-PICTURES = {"inception_v3": 299, "alexnet": 64, "vit_*": 224, "maxvit_t": 224, "ssd300*": 300, "ssdlite320*": 320, "raft*": 128}
+PICTURES = {
+    "inception_v3": 299,
+    "alexnet": 64,
+    "vit_*": 224,
+    "maxvit_t": 224,
+    "ssd300*": 300,
+    "ssdlite320*": 320,
+    "raft*": 128,
+}
 
 
 def torchvision_cnns() -> list[Case]:
@@ -65,7 +73,9 @@ def _torchvision_names() -> list[str]:
 def _torchvision(group: str, name: str) -> Case:
     options: dict[str, Any] = {}
     if _matches(name, DETECTION):
-        return Case(group, name, partial(_build_torchvision, name, _detector(name)), partial(_pictures, size=_size(name, 128)))
+        return Case(
+            group, name, partial(_build_torchvision, name, _detector(name)), partial(_pictures, size=_size(name, 128))
+        )
     if name.startswith("raft"):
         return Case(group, name, partial(_build_torchvision, name, options), partial(_two_pictures, size=128))
     if _matches(name, SEGMENTATION):

@@ -49,7 +49,13 @@ def _both(batch: int) -> dict[str, Any]:
 
 
 # The sizes that most configurations share.
-ENCODER = {"vocab_size": WORDS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+ENCODER = {
+    "vocab_size": WORDS,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
 GATED = {**ENCODER, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64, "pad_token_id": 0,
          "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 SEQ2SEQ = {"vocab_size": WORDS, "d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -57,7 +63,14 @@ SEQ2SEQ = {"vocab_size": WORDS, "d_model": 48, "encoder_layers": 2, "decoder_lay
 VISION = {"image_size": 64, "patch_size": 16, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "intermediate_size": 96}  # fmt: skip
 NO_VOCABULARY = {k: v for k, v in ENCODER.items() if k != "vocab_size"}
-MOE = {**GATED, "experts_implementation": "eager", "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MOE = {
+    **GATED,
+    "experts_implementation": "eager",
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 SPEECH = {"vocab_size": 32, **NO_VOCABULARY, "conv_dim": (32, 32, 32), "conv_stride": (5, 4, 2), "conv_kernel": (10, 4, 3),
           "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
           "mask_time_prob": 0.0}  # fmt: skip
@@ -152,7 +165,7 @@ MODELS: tuple[tuple[str, str, dict[str, Any], Inputs], ...] = (
     ("RegNetForImageClassification", "RegNetConfig", {"embedding_size": 16, **STAGES, "groups_width": 8}, _pixels),
     ("MobileNetV2ForImageClassification", "MobileNetV2Config", {"image_size": 64}, _pixels),
     ("MobileViTForImageClassification", "MobileViTConfig", {"image_size": 64, "hidden_sizes": [48, 56, 64]}, _pixels),
-    ("LevitForImageClassification", "LevitConfig", {"image_size": 64}, _pixels),
+    ("LevitForImageClassification", "LevitConfig", {"image_size": 128}, partial(_pixels, size=128)),
     ("PoolFormerForImageClassification", "PoolFormerConfig", {**STAGES, "strides": [4, 2, 2, 2]}, _pixels),
     ("CvtForImageClassification", "CvtConfig", {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 4], "depth": [1, 2, 3]}, _pixels),
     ("PvtV2ForImageClassification", "PvtV2Config", {"image_size": 64, **STAGES, "num_attention_heads": [1, 2, 4, 4]}, _pixels),

@@ -17,10 +17,10 @@ from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
 from .nn import STAND_INS
-from .plan import PruningPlan, fingerprint
+from .plan import PruningPlan
 from .planning import check_ratio, plan
 from .prepare import calls_of, check_model, check_placement, unwrap
-from .program import Call, named_tensors
+from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
 from .rules import has_rule
 from .surgery import apply as apply_plan
@@ -65,13 +65,18 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     programs = [
         trace(model, Call(c.args, c.kwargs, training), has_rule, STAND_INS) for training in modes for c in calls
     ]
-    space = Space(dict(model.named_modules()), named_tensors(model), programs)
+    space = Space(modules_of(model), named_tensors(model), _different(programs))
     return ChannelGraph(model, space, fingerprint(model))
+
+
+def _different(programs: list[Program]) -> list[Program]:
+    """The programs without those that do again what another did."""
+    return list({program.outline(): program for program in reversed(programs)}.values())[::-1]
 
 
 def asks_for_mode(model: nn.Module) -> bool:
     """Whether any module outside torch.nn has code that reads `training`."""
-    return any(_reads_training(kind) for kind in {type(m) for m in model.modules()})
+    return any(_reads_training(kind) for kind in {type(m) for m in modules_of(model).values()})
 
 
 def _reads_training(kind: type) -> bool:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .bookkeeping import mirrors
 from .errors import ArgumentTypeError, PlanError
 from .nn import STAND_INS
-from .plan import Kept, PruningPlan, fingerprint
-from .program import named_tensors
+from .plan import Kept, PruningPlan
+from .program import fingerprint, modules_of, named_tensors, registered_tensors
 
 
 def check_fits(plan: PruningPlan, model: nn.Module) -> None:
@@ -20,7 +20,7 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
             f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict"
         )
     tensors = named_tensors(model)
-    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    registered = registered_tensors(model)
     _check_kept(plan, plan.kept, registered)
     _check_kept(plan, plan.tensors, tensors)
     if fingerprint(model) != plan.fingerprint:
@@ -30,7 +30,7 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
     for name in plan.scales:
         if name not in plan.kept:
             raise PlanError(f"the plan scales {name!r}, which it does not cut")
-    _check_attributes(plan, dict(model.named_modules()), {id(t): n for n, t in tensors.items()})
+    _check_attributes(plan, modules_of(model), {id(t): n for n, t in tensors.items()})
 
 
 def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) -> None:

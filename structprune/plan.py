@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import nn
 
 from .errors import PlanError
 
 SCHEMA = 1
 SWAPS = ("attention", "norm")
 Kept = dict[str, dict[int, tuple[int, ...]]]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers."""
-    first: dict[int, str] = {}
-    rows = []
-    for kind, named in (
-        ("parameter", model.named_parameters(remove_duplicate=False)),
-        ("buffer", model.named_buffers(remove_duplicate=False)),
-    ):
-        for name, tensor in named:
-            rows.append([kind, name, first.setdefault(id(tensor), name), list(tensor.shape)])
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

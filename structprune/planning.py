@@ -14,6 +14,7 @@ from .importance import NAMED, Importance, Scores
 from .labels import IntArray
 from .nn import STAND_INS
 from .plan import PruningPlan
+from .program import registered_tensors
 from .rules.checks import View
 from .rules.normalization import Fold
 
@@ -174,7 +175,7 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     for leaf, value in graph.space.attributes(view).items():
         attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
     swaps, scales = _substitutes(graph, view, set(kept), attributes)
-    registered = dict(graph.model.named_parameters()) | dict(graph.model.named_buffers())
+    registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
     return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, graph.fingerprint, notes)
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
-from .program import Call, tensors_in
+from .program import Call, modules_of, tensors_in
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -31,7 +31,7 @@ def unwrap(model: Any) -> nn.Module:
 
 def check_model(model: nn.Module) -> None:
     """Raises UnsupportedModelError, with the path and the way out, for models that cannot be sliced."""
-    for path, module in model.named_modules():
+    for path, module in modules_of(model).items():
         where = f"the module {path!r}" if path else "the model"
         kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule) and not path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -27,21 +28,74 @@ class Program:
     graph: fx.Graph
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
-    notes: list[str] = field(default_factory=list)
+
+    def outline(self) -> tuple[Any, ...]:
+        """What was done to what, in what order: equal for two programs that constrain a model alike."""
+        number: dict[fx.Node, int] = {}
+        rows: list[Any] = []
+        for node in self.graph.nodes:
+            number[node] = len(number)
+            operands = tuple(number[n] for n in node.all_input_nodes)
+            rows.append(
+                (
+                    node.meta["op"],
+                    node.meta.get("tensor"),
+                    node.meta.get("shape"),
+                    operands,
+                )
+            )
+        return tuple(rows)
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """What `named_modules` yields: every module by its first path, in order."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        path, module = stack.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+            prefix = path + "." if path else ""
+            children = list(module._modules.items())
+            stack += [(prefix + name, child) for name, child in reversed(children) if child is not None]
+    return found
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by their first qualified name."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
+    return _collect(model, lambda module: (module._parameters, module._buffers, vars(module)))
+
+
+def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their first qualified name."""
+    return _collect(model, lambda module: (module._parameters, module._buffers))
+
+
+def _collect(model: nn.Module, stores: Callable[[nn.Module], tuple[Mapping[str, Any], ...]]) -> dict[str, Tensor]:
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, module in modules_of(model).items():
         prefix = path + "." if path else ""
-        for store in (module._parameters, module._buffers, vars(module)):
+        for store in stores(module):
             for name, value in store.items():
-                if isinstance(value, Tensor) and id(value) not in seen:
-                    seen.add(id(value))
-                    found[prefix + name] = value
-    return found
+                if isinstance(value, Tensor):
+                    found.setdefault(id(value), (prefix + name, value))
+    return dict(found.values())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names, shapes and ties of a model's parameters and buffers."""
+    first: dict[int, str] = {}
+    rows: list[Any] = []
+    for path, module in modules_of(model).items():
+        for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    full = f"{path}.{name}" if path else name
+                    rows.append((kind, full, first.setdefault(id(tensor), full), *tensor.shape))
+        rows += [(path, name, first.setdefault(id(child), f"{path}.{name}")) for name, child in module._modules.items()]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

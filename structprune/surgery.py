@@ -12,7 +12,7 @@ from .copying import deep_value
 from .fitting import check_fits
 from .nn import swap
 from .plan import PruningPlan
-from .program import named_tensors
+from .program import modules_of, named_tensors
 
 _SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
 
@@ -27,7 +27,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     """
     check_fits(plan, model)
     tensors = named_tensors(model)
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in modules_of(model).items()}
     chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.cut}
     with torch.no_grad():
         index = _Index()
@@ -40,7 +40,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     else:
         memo: dict[int, Any] = dict(sliced)
         small = copy_module(model, memo, paths)
-    modules = dict(small.named_modules())
+    modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
             setattr(modules[path], name, value)

@@ -7,12 +7,11 @@ its operation, the path of the module that called it, and the line of source tha
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import CodeType, MappingProxyType, MethodType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -21,54 +20,39 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from .errors import ExampleInputsError, StructPruneError
+from .frames import caller, source_line
 from .ops import QUERIES, SIZES, operation, python_body
-from .program import Call, Program, named_tensors, tensors_in
+from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .shapes import stand_in
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
-_HERE = os.path.dirname(__file__) + os.sep
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 _TAG = "_structprune_node"
 
 # Operations whose tensor arguments are positions: what they hold decides where data goes.
 _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "gather", "index_put", "take", "index"})
 
 
+# Operations whose result has a shape that depends on values.
+_VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
+
 # Operations for which it matters whose `forward` calls them.
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 
 
-def source_line() -> str:
-    """`file:line` of the innermost frame that belongs neither to PyTorch nor to structprune."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_HERE):
-            if frame.f_code is _run.__code__:
-                return ""
-        elif not name.startswith((_TORCH, "<")) and "contextlib" not in name:
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def _caller() -> CodeType:
-    """The code that called the operation: the first outside structprune and the dispatching parts of PyTorch."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_HERE) and not name.endswith(
-            ("torch/overrides.py", "torch/nn/functional.py", "contextlib.py")
-        ):
-            break
-        frame = frame.f_back
-    return frame.f_code
+class ValuesNeeded(BaseException):
+    """The model looks at a value that was not computed."""
 
 
 class Recorder(TorchFunctionMode):
     """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
 
     def __init__(
-        self, model: nn.Module, leaves: Callable[[str], bool], names: Mapping[int, str], paths: Mapping[int, str]
+        self,
+        model: nn.Module,
+        leaves: Callable[[str], bool],
+        names: Mapping[int, str],
+        paths: Mapping[int, str],
+        computing: bool,
     ):
         super().__init__()
         self.program = Program(fx.Graph(), training=model.training)
@@ -80,6 +64,7 @@ class Recorder(TorchFunctionMode):
         self.failed: str | None = None  # the innermost module whose forward raised
         registered = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.plain = {name for key, name in names.items() if key not in registered}
+        self.computing = computing
         self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
@@ -118,24 +103,36 @@ class Recorder(TorchFunctionMode):
         node.meta["inplace"] = known.inplace
         node.meta["writes"] = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
         node.meta["reads"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
+        if node.meta["reads"] and not self.computing:
+            raise ValuesNeeded
         if known.name == "setitem":
             self.bind(node, args[0])
         else:
             self.bind(node, out)
         return out
 
-    @staticmethod
-    def execute(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of one."""
+    def execute(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Costly operations are answered with zeros, unless values count; batch norms are run without batch
+        statistics: a trace changes no buffer and takes a batch of one."""
+        if not self.computing:
+            if self.needs_values(name, args):
+                raise ValuesNeeded
+            if (zeros := stand_in(name, args, kwargs)) is not None:
+                return zeros
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
             return args[0].clone()
         return function(*args, **kwargs)
+
+    def needs_values(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether the shape of the result depends on values, or may: masks as indices, operations without a rule."""
+        masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
+        return masked or name in _VALUED or not self.leaves(name)
 
     def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> fx.Node:
         node = self.program.graph.call_function(function, args, kwargs)
         node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
         if name in _NORMS:
-            node.meta["code"] = _caller()
+            node.meta["code"] = caller()
         return node
 
     # -- values and nodes -------------------------------------------------------------------------------
@@ -244,6 +241,8 @@ class Recorder(TorchFunctionMode):
 
     def opaque(self, called: Any, inputs: Any, output: Any) -> None:
         """A call whose inside cannot be seen."""
+        if not self.computing:
+            raise ValuesNeeded
         name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
         node = self.add(_opaque, name, self.lift(tuple(tensors_in(inputs))), {})
         node.meta["inplace"] = node.meta["writes"] = True
@@ -269,15 +268,33 @@ def trace(
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
         stand_ins: forwards that take the place of those of rigid modules, by exact type.
+
+    Costly operations are not computed at first; where the model turns out to look at values, it is run again.
     """
-    scripted = {id(m) for s in model.modules() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
-    modules = {path: m for path, m in model.named_modules() if id(m) not in scripted}
-    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    paths = {id(module): path for path, module in model.named_modules()}
+    try:
+        return _trace(model, call, leaves, stand_ins, computing=False)
+    except (ValuesNeeded, ExampleInputsError):
+        pass  # and out of the handler: the recorder asks whether an exception is being handled
+    return _trace(model, call, leaves, stand_ins, computing=True)
+
+
+def _trace(
+    model: nn.Module,
+    call: Call,
+    leaves: Callable[[str], bool],
+    stand_ins: Mapping[type[nn.Module], Callable[..., Any]],
+    computing: bool,
+) -> Program:
+    every = modules_of(model)
+    scripted = {id(m) for s in every.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
+    modules = {path: m for path, m in every.items() if id(m) not in scripted}
+    tensors = named_tensors(model)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    paths = {id(module): path for path, module in every.items()}
     before = [(vars(m), vars(m).copy()) for m in modules.values()]
     before += [(d, d.copy()) for m in modules.values() for d in vars(m).values() if type(d) in (dict, OrderedDict)]
-    recorder = Recorder(model, leaves, names, paths)
-    for tensor in named_tensors(model).values():
+    recorder = Recorder(model, leaves, names, paths, computing)
+    for tensor in tensors.values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
     try:

@@ -1511,6 +1511,23 @@ case(
     w=parameter(4, 8),
 )
 
+# -- slices that a removal would leave empty ------------------------------------------------------------------
+
+
+def _product_with_slice(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)[:, 2:4].flatten(2)
+    return m.out(torch.bmm(torch.bmm(x.flatten(2), h.mT), h).unflatten(2, x.shape[2:]))
+
+
+case(
+    "a slice of two channels, multiplied",
+    [],
+    _product_with_slice,
+    kept={"a.weight[0]": ""},
+    a=conv(3, 8),
+    out=conv(3, 4),
+)
+
 # -- computed, and not used -----------------------------------------------------------------------------------
 
 case(

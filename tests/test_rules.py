@@ -525,12 +525,6 @@ USES: dict[str, list[Use]] = {
 # Registered under a name that no public function reaches by itself, or that needs what a CPU does not have.
 ELSEWHERE = {
     "cuda": "moving to the GPU is covered by test_cuda below, where there is one",
-    "requires_grad": "a question about a tensor, which is not recorded",
-    "logsigmoid": "F.logsigmoid is torch's own log_sigmoid",
-    "fractional_max_pool1d": "there is none",
-    "fractional_max_pool1d_with_indices": "there is none",
-    "upsample": "deprecated, and interpolate by the time it is seen",
-    "reshape_symint": "never the name of a Python function",
 }
 
 ALL = [(name, i, one) for name, uses in USES.items() for i, one in enumerate(uses)]

@@ -9,11 +9,11 @@ from .site import Site, labels_in, rule
 
 
 @rule(
-    "hardswish", "logsigmoid", "log_sigmoid", "tanhshrink", "softsign", "floor_divide", "arctan2",
+    "hardswish", "log_sigmoid", "tanhshrink", "softsign", "floor_divide", "arctan2",
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
     "fill", "zero", "copy", "bernoulli", "normal", "uniform", "exponential", "random",
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
-    "cpu", "cuda", "requires_grad", "data", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive",
+    "cpu", "cuda", "data", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive",
     "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like", "expand_as",
 )  # fmt: skip
 def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:

@@ -70,6 +70,8 @@ class Reshaping:
 
     def holds(self, view: View) -> bool:
         small_source, small_result = view.shape(self.source), view.shape(self.result)
+        if 0 in small_source or 0 in small_result:
+            return False
         args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
         others = [
             torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, fx.Node) else a for a in args
@@ -134,7 +136,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -
     return result
 
 
-@rule("view", "reshape", "_unsafe_view", "reshape_symint")
+@rule("view", "reshape", "_unsafe_view")
 def view(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Any:
     """x.view(2, -1), x.view((2, -1)), x.view(dtype)"""
     if not sizes:

@@ -19,10 +19,11 @@ def _pass(site: Site, input: Labels, rank: int) -> Any:
 
 
 @rule(*(
-    f"{kind}_pool{rank}d" for rank in (1, 2, 3)
-    for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp", "fractional_max")
+    f"{kind}_pool{rank}d" for rank in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")
 ), *(
-    f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max", "fractional_max")
+    f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max")
+), *(
+    f"fractional_max_pool{rank}d{more}" for rank in (2, 3) for more in ("", "_with_indices")
 ))  # fmt: skip
 def pool(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Windows over the trailing dimensions."""
@@ -36,7 +37,7 @@ def unpool(site: Site, input: Labels, indices: Labels, *args: Any, **kwargs: Any
     return _pass(site, together, int(site.name[-2]))
 
 
-@rule("interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+@rule("interpolate", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
 def interpolate(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """[N, C, ...]: everything behind the channels is resampled."""
     site.freeze("it sets an output size", args, kwargs)

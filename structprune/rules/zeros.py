@@ -25,7 +25,7 @@ _KEEP = frozenset(
     roll narrow tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile
     repeat_interleave expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as
     unflatten getitem index_select gather take_along_dim item clone contiguous detach to float double half bfloat16
-    type type_as data cpu cuda requires_grad sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
+    type type_as data cpu cuda sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -40,7 +40,7 @@ _VIEWS = frozenset(
     """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split
     unbind select unfold chunk split split_with_sizes expand broadcast_to expand_as view reshape flatten ravel
     view_as reshape_as unflatten getitem item contiguous detach to float double half type data cpu cuda
-    requires_grad diagonal real imag dropout""".split()
+    diagonal real imag dropout""".split()
 )
 
 
