@@ -46,6 +46,16 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
             Mirror("vdim", "in_proj_weight", 1),
         ),
     ),
+    (
+        (nn.RNNBase,),
+        (
+            Mirror("input_size", "weight_ih_l0", 1),
+            Mirror("hidden_size", "weight_hh_l0", 1),
+            Mirror("hidden_size", "weight_hr_l0", 1),
+            Mirror("proj_size", "weight_hr_l0", 0),
+        ),
+    ),
+    ((nn.RNNCellBase,), (Mirror("input_size", "weight_ih", 1), Mirror("hidden_size", "weight_hh", 1))),
     ((nn.GroupNorm,), (Mirror("num_channels", "weight", 0),)),
     ((nn.PReLU,), (Mirror("num_parameters", "weight", 0),)),
     ((nn.Embedding, nn.EmbeddingBag), (Mirror("embedding_dim", "weight", 1), Mirror("num_embeddings", "weight", 0))),

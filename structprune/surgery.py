@@ -113,3 +113,5 @@ def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
             for name, value in store.items():
                 if isinstance(value, Tensor) and id(value) in sliced:
                     store[name] = sliced[id(value)]
+                elif type(value) is list:  # recurrent layers keep a list of their weights
+                    value[:] = [sliced.get(id(item), item) if isinstance(item, Tensor) else item for item in value]

@@ -81,8 +81,9 @@ class _Comparable(TorchFunctionMode):
         name = operation(function).name
         if "dropout" in name and args and isinstance(args[0], Tensor):
             return args[0]
-        if name == "scaled_dot_product_attention":
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+        position = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}.get(name)
+        if position is not None:  # they draw inside
+            args = (*args[:position], 0.0, *args[position + 1 :]) if len(args) > position else args
             kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             args = tuple(0.0 if type(a) is float else a for a in args)

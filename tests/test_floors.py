@@ -23,7 +23,7 @@ FLOORS = """
     prepare fitting rules.checks rules.zeros
     rules.site
     rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
-    rules.shaping rules.indexing rules.normalization
+    rules.shaping rules.indexing rules.normalization rules.recurrent
     rules
     analysis
     explanation

@@ -523,7 +523,11 @@ USES: dict[str, list[Use]] = {
 }
 
 # Registered under a name that no public function reaches by itself, or that needs what a CPU does not have.
+RECURRENT = "recurrent layers are in test_sequences.py"
 ELSEWHERE = {
+    **dict.fromkeys(
+        ["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], RECURRENT
+    ),
     "cuda": "moving to the GPU is covered by test_cuda below, where there is one",
 }
 

@@ -14,12 +14,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..ops import is_pointwise
-from . import attention, contraction, indexing, movement, normalization, pointwise, reduction, shaping, spatial
+from . import (
+    attention,
+    contraction,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    recurrent,
+    reduction,
+    shaping,
+    spatial,
+)
 from .site import RULES, Site, rule
 
 __all__ = ["RULES", "Site", "apply_rule", "has_rule", "rule"]
 
-_FAMILIES = (attention, contraction, indexing, movement, normalization, pointwise, reduction, shaping, spatial)
+_FAMILIES = (
+    attention, contraction, indexing, movement, normalization, pointwise, recurrent, reduction, shaping, spatial,
+)  # fmt: skip
 
 
 def has_rule(name: str) -> bool:

@@ -75,6 +75,10 @@ class Site:
         if derived is not value:
             self._aliases[id(derived)] = self._aliases.get(id(value), value)
 
+    def stands_for(self, derived: Labels, value: Labels) -> None:
+        """`derived` is made inside this operation from zeros wherever `value` or its weights are."""
+        self.alias(value, derived)
+
     def node_of(self, value: Labels) -> fx.Node | None:
         """The node that an argument of this operation comes from."""
         value = self._aliases.get(id(value), value)

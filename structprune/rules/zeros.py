@@ -77,6 +77,10 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         return False
     if op == "parameter":
         return not node.meta["plain"]  # a plain tensor attribute is cut, but not masked
+    if op in ("zeros", "new_zeros", "zeros_like"):
+        return True
+    if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
+        return all(zero(n) for n in inputs if n.meta["op"] != "parameter" and n is not inputs[0])
     if op == "embedding":
         return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
@@ -109,6 +113,9 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
     return is_pointwise(op) and all(zero(n) for n in inputs) and _at_zero(node)
 
 
+_RECURRENT = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+)
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 

@@ -1,0 +1,96 @@
+"""Recurrent layers: a hidden unit is one index of the state, with its row in every gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..labels import IntArray, Labels
+from .contraction import place
+from .site import Site, rule
+
+
+def _unit(site: Site, input: Labels, weights: Sequence[Labels], state: Labels) -> tuple[IntArray | None, ...]:
+    """One layer in one direction: w_ih [gates * H, I], w_hh [gates * H, R], biases, and w_hr [R, H] if projected.
+
+    Returns the labels of what it puts out (R) and of its cells (H).
+    """
+    inside, recurrent, *rest = weights
+    biases = [w for w in rest if w.ndim == 1]
+    projection = next((w for w in rest if w.ndim == 2), None)
+    site.contract(input, -1, inside, 1)
+    out = site.join(recurrent, 1, state, -1)
+    cells = out
+    if projection is not None:
+        out = site.join(projection, 0, state, -1)
+        site.produce(out)
+        cells = site.vector(projection, 1)
+    for weight in (inside, recurrent, *biases):
+        rows = site.vector(weight, 0)
+        site.produce(rows if weight.ndim == 2 else None)
+        if rows is not None and cells is not None:
+            site.couple(rows.reshape(-1, len(cells)), cells.reshape(1, -1))
+        elif rows is not None:
+            site.fix(rows, "its state has a fixed size")
+    return out, cells
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(
+    site: Site, input: Labels, state: Any, weights: Any, biased: Any = None, layers: int = 1,
+    dropout: float = 0.0, train: bool = False, bidirectional: bool = False, batch_first: bool = False,
+) -> Any:  # fmt: skip
+    """[time, batch, I] -> [time, batch, directions * R], and the last states [layers * directions, batch, R or H].
+
+    All layers and directions share one size of state, so index j of each goes together.
+    """
+    if not isinstance(weights, list | tuple) or not isinstance(biased, bool):  # packed sequences come in another form
+        return site.unknown(input, state, weights, biased)
+    input = site.held(input, range(input.ndim - 1), "it is a sequence")
+    states = [site.held(s, range(s.ndim - 1), "it counts states") for s in (state if site.name == "lstm" else [state])]
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (int(layers) * directions)
+    sequence, cells = input, None
+    for layer in range(int(layers)):
+        outs = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * each
+            out, cells = _unit(site, sequence, weights[start : start + each], states[0])
+            outs.append(out)
+            if len(states) > 1:
+                _meet(site, cells, states[1])
+        laid = np.concatenate([o for o in outs if o is not None]) if all(o is not None for o in outs) else None
+        width = sum(1 for _ in outs) * states[0].shape[-1]
+        before, sequence = sequence, Labels((*input.shape[:-1], width), tuple(place(laid, input.ndim, -1)))
+        site.stands_for(sequence, before)
+    ends = [states[0].along(-1), cells][: len(states)]
+    parts = {0: sequence}
+    for i, labels in enumerate(ends, 1):
+        rank = states[i - 1].ndim
+        vector = None if labels is None else labels.reshape(-1)
+        parts[i] = Labels(states[i - 1].shape, tuple(place(vector, rank, -1)))
+    return parts
+
+
+def _meet(site: Site, cells: IntArray | None, state: Labels) -> None:
+    """The cells of an LSTM start from a state of their size."""
+    initial = site.vector(state, -1)
+    if cells is not None and initial is not None:
+        site.couple(cells, initial)
+    for labels in (cells, initial):
+        if labels is not None and (cells is None or initial is None):
+            site.fix(labels, "its state has a fixed size")
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(site: Site, input: Labels, state: Any, *weights: Any) -> Any:
+    """One step of one layer."""
+    states = list(state) if site.name == "lstm_cell" else [state]
+    given = [w for w in weights if isinstance(w, Labels)]
+    out, cells = _unit(site, input, given, states[0])
+    if len(states) > 1:
+        _meet(site, cells, states[1])
+    parts = {i: Labels(s.shape, tuple(place(out, s.ndim, -1))) for i, s in enumerate(states)}
+    return parts[0] if site.has_shape else parts

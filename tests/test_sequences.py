@@ -1,0 +1,293 @@
+"""Attention, norms and recurrent layers: units that make sense, equal to the masked original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_exact, randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import structprune as sp
+
+WORDS = torch.randn(2, 6, 16, dtype=torch.float64)
+
+
+def exact(model: nn.Module, inputs: Any = WORDS, **settings: Any) -> Any:
+    """The pruned model, proved equal; its widths are easier to read than its plan."""
+    return assert_exact(randomise(model.double(), 0), inputs, **settings).model
+
+
+def sizes(model: nn.Module, inputs: Any = WORDS) -> dict[str, int]:
+    """The groups of a model and their numbers of units."""
+    return {group.name: len(group) for group in sp.analyze(model.double(), inputs).groups}
+
+
+class Attention(nn.Module):
+    """A residual block of attention, in several spellings."""
+
+    def __init__(self, spelling: str = "matmul", key_heads: int = 4) -> None:
+        super().__init__()
+        self.spelling, self.heads, self.width, self.repeat = spelling, 4, 8, 4 // key_heads
+        self.inp, self.out, self.head = nn.Linear(16, 24), nn.Linear(32, 24), nn.Linear(24, 5)
+        self.q, self.k, self.v = (nn.Linear(24, 8 * n) for n in (4, key_heads, key_heads))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.spelling == "sdpa":
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.repeat > 1)
+        if self.spelling == "causal":
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
+        if self.spelling == "einsum":
+            weights = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+            return torch.einsum("bhqk,bhkd->bhqd", weights, v)
+        return (q @ k.mT * self.width**-0.5).softmax(-1) @ v
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        q, k, v = (layer(x).view(*x.shape[:2], -1, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.head(x + self.out(self.attend(q, k, v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "key_heads"), [("matmul", 4), ("sdpa", 4), ("causal", 4), ("einsum", 4), ("matmul", 2), ("sdpa", 2)]
+)
+def test_a_head_is_a_unit(spelling: str, key_heads: int) -> None:
+    assert sizes(Attention(spelling, key_heads)) == {"inp": 24, "q": key_heads}
+    small = exact(Attention(spelling, key_heads))
+    assert small.q.out_features == 16
+    assert small.out.in_features == 16
+
+
+class Fused(nn.Module):
+    """One projection for q, k and v, and sizes read from attributes and from the residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 4, 8
+        self.inp, self.qkv, self.proj, self.head = (
+            nn.Linear(16, 32),
+            nn.Linear(32, 96),
+            nn.Linear(32, 32),
+            nn.Linear(32, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.head(x + self.proj(y.reshape(b, n, c)))
+
+
+def test_heads_and_residual_width_of_one_size_go_together() -> None:
+    assert sizes(Fused()) == {"inp": 4}
+    small = exact(Fused())
+    assert (small.num_heads, small.head_dim, small.qkv.out_features) == (2, 8, 48)
+
+
+class Mha(nn.Module):
+    """nn.MultiheadAttention in a residual stream."""
+
+    def __init__(self, need_weights: bool = False, cross: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.inp, self.other, self.head = nn.Linear(16, 24), nn.Linear(16, options.get("kdim", 24)), nn.Linear(24, 5)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True, **options)
+        self.need_weights, self.cross = need_weights, cross
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inp(x)
+        memory = self.other(x) if self.cross else y
+        return self.head(y + self.attention(y, memory, memory, need_weights=self.need_weights)[0])
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"cross": True},
+        {"cross": True, "kdim": 12, "vdim": 12},
+        {"add_zero_attn": True},
+        {"add_bias_kv": True},
+    ],
+    ids=str,
+)
+def test_multihead_attention(options: dict[str, Any], need_weights: bool) -> None:
+    small = exact(Mha(need_weights, **options))
+    assert (small.attention.num_heads, small.attention.embed_dim) == (2, 12)
+    assert isinstance(small.attention, nn.MultiheadAttention)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_layers(norm_first: bool) -> None:
+    options = {
+        "d_model": 24,
+        "nhead": 4,
+        "dim_feedforward": 40,
+        "batch_first": True,
+        "norm_first": norm_first,
+        "dropout": 0.0,
+    }
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.source, self.target, self.head = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 5)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**options), 2, enable_nested_tensor=False)  # type: ignore[arg-type]
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**options), 1)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.decoder(self.target(x), self.encoder(self.source(x))))
+
+    small = exact(Both())
+    assert small.encoder.layers[0].linear1.out_features == 20
+    assert small.encoder.layers[0].self_attn.num_heads == 2
+    assert small.source.out_features == 12
+
+
+def test_dropout_inside_attention_does_not_disturb_the_verification() -> None:
+    layer = nn.TransformerEncoderLayer(24, 4, 40, dropout=0.5, batch_first=True)
+    result = sp.prune(nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).double(), WORDS)
+    assert {c.mode for c in result.report.verification.comparisons} == {"eval", "train"}
+    assert result.report.verification.max_rel_error < 1e-12
+
+
+class WrittenRms(nn.Module):
+    """An RMS norm written out by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+NORMS = {
+    "layer norm": lambda: nn.LayerNorm(24),
+    "layer norm without affine": lambda: nn.LayerNorm(24, elementwise_affine=False),
+    "layer norm without bias": lambda: nn.LayerNorm(24, bias=False),
+    "rms norm": lambda: nn.RMSNorm(24, eps=1e-5),
+    "rms norm with the default eps": lambda: nn.RMSNorm(24),
+    "rms norm by hand": lambda: WrittenRms(24),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_over_the_last_dimension(name: str) -> None:
+    small = exact(nn.Sequential(nn.Linear(16, 24), NORMS[name](), nn.Linear(24, 5)))
+    assert small[0].out_features == 12
+
+
+IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("norm", "left"),
+    [
+        (nn.GroupNorm(2, 24), 12),
+        (nn.GroupNorm(8, 24), 12),
+        (nn.GroupNorm(1, 24), 12),
+        (nn.GroupNorm(24, 24), 12),
+        (ChannelsFirst(24), 12),
+    ],
+    ids=str,
+)
+def test_norms_over_channels(norm: nn.Module, left: int) -> None:
+    small = exact(nn.Sequential(nn.Conv2d(3, 24, 3), norm, nn.Conv2d(24, 4, 3)), IMAGES)
+    assert small[0].out_channels == left
+
+
+def test_a_norm_over_values_that_are_not_zero_keeps_its_channels() -> None:
+    graph = sp.analyze(
+        nn.Sequential(nn.Linear(16, 24), nn.Sigmoid(), nn.LayerNorm(24), nn.Linear(24, 5)), WORDS.float()
+    )
+    assert not graph.groups
+    assert "may not be zero" in graph.fixed["0.weight[0]"]
+
+
+def test_a_swapped_norm_can_be_saved_and_copied(tmp_path: Any) -> None:
+    small = exact(nn.Sequential(nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 5)))
+    torch.save(small, tmp_path / "small.pt")
+    again = torch.load(tmp_path / "small.pt", weights_only=False)
+    assert torch.equal(again(WORDS), small(WORDS))
+    assert "statistics over 24 channels" in repr(again)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer between two linear ones."""
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        width = (options.get("proj_size") or 12) * (2 if options.get("bidirectional") else 1)
+        self.inp, self.out = nn.Linear(16, 10), nn.Linear(width, 5)
+        self.layer = getattr(nn, kind)(10, 12, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(self.inp(x))[0])
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    ("LSTM", {}), ("LSTM", {"num_layers": 2, "proj_size": 4}), ("LSTM", {"num_layers": 2, "bidirectional": True, "bias": False}),
+    ("GRU", {"num_layers": 2, "bidirectional": True, "batch_first": True}), ("RNN", {}), ("RNN", {"nonlinearity": "relu"}),
+], ids=str)  # fmt: skip
+def test_recurrent_layers(kind: str, options: dict[str, Any]) -> None:
+    small = exact(Recurrent(kind, **options))
+    assert (small.layer.input_size, small.layer.hidden_size) == (5, 6)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_in_a_loop(kind: str) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.cell, self.out = nn.Linear(16, 10), getattr(nn, kind)(10, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = None
+            for t in range(3):
+                state = self.cell(self.inp(x[:, t]), state)
+            return self.out(state[0] if isinstance(state, tuple) else state)
+
+    small = exact(Loop())
+    assert (small.cell.input_size, small.cell.hidden_size) == (5, 6)
+
+
+def test_a_recurrent_layer_in_place() -> None:
+    model = Recurrent("LSTM").double()
+    small = sp.prune(model, WORDS, inplace=True, verify=False).model
+    assert small is model
+    assert small(WORDS).shape == (2, 6, 5)
+
+
+class Gpt(nn.Module):
+    """Embeddings, positions and a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(11, 16), nn.Embedding(8, 16), nn.Linear(16, 11, bias=False)
+        self.up, self.down, self.norm = nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(self.norm(x + self.down(F.gelu(self.up(x)))))
+
+
+def test_tied_embeddings_shrink_in_their_width() -> None:
+    small = exact(Gpt(), torch.randint(0, 11, (2, 6)))
+    assert small.head.weight is small.words.weight
+    assert small.words.embedding_dim == 8
+    assert small.head.in_features == 8
+    assert small.words.num_embeddings == 11
