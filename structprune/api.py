@@ -12,7 +12,7 @@ from torch import nn
 
 from . import cost
 from .analysis import Space
-from .errors import VerificationError
+from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
@@ -61,12 +61,19 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     check_model(model)
     calls = calls_of(example_inputs)
     check_placement(model, calls)
-    modes = (False, True) if asks_for_mode(model) else (False,)
-    programs = [
-        trace(model, Call(c.args, c.kwargs, training), has_rule, STAND_INS) for training in modes for c in calls
-    ]
+    programs = [trace(model, Call(c.args, c.kwargs), has_rule, STAND_INS) for c in calls]
+    if asks_for_mode(model):
+        programs += _in_train_mode(model, calls)
     space = Space(modules_of(model), named_tensors(model), _different(programs))
     return ChannelGraph(model, space, fingerprint(model))
+
+
+def _in_train_mode(model: nn.Module, calls: list[Call]) -> list[Program]:
+    """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
+    try:
+        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, STAND_INS) for c in calls]
+    except ExampleInputsError:
+        return []
 
 
 def _different(programs: list[Program]) -> list[Program]:

@@ -202,7 +202,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
-STAND_INS: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: attend}
+# What a rigid module has while it is traced, as its substitute will.
+STAND_INS: dict[type[nn.Module], dict[str, Any]] = {
+    nn.MultiheadAttention: {"forward": attend, "_qkv_same_embed_dim": False}
+}
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:

@@ -55,7 +55,7 @@ class Recorder(TorchFunctionMode):
         computing: bool,
     ):
         super().__init__()
-        self.program = Program(fx.Graph(), training=model.training)
+        self.program = Program(fx.Graph())
         self.leaves = leaves
         self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
         self.paths = paths  # id of a module -> its path
@@ -142,7 +142,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(out, Tensor):
             node.meta["shape"] = tuple(out.shape)
             node.meta["dtype"] = out.dtype
-            if id(out) in self.names:
+            if id(out) in self.names or id(out) in self.constants:  # not made here: nothing is written on it
                 self.constants[id(out)] = (node, out)
             else:
                 setattr(out, _TAG, node)
@@ -261,13 +261,13 @@ def trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Callable[..., Any]] = MappingProxyType({}),
+    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]] = MappingProxyType({}),
 ) -> Program:
     """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit.
 
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
-        stand_ins: forwards that take the place of those of rigid modules, by exact type.
+        stand_ins: attributes, `forward` among them, that rigid modules have meanwhile, by exact type.
 
     Costly operations are not computed at first; where the model turns out to look at values, it is run again.
     """
@@ -282,7 +282,7 @@ def _trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Callable[..., Any]],
+    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]],
     computing: bool,
 ) -> Program:
     every = modules_of(model)
@@ -304,7 +304,8 @@ def _trace(
             if state.get("_compiled_call_impl") is not None:
                 state["_compiled_call_impl"] = None
             if type(module) in stand_ins and "forward" not in state:
-                state["forward"] = MethodType(stand_ins[type(module)], module)
+                for key, value in stand_ins[type(module)].items():
+                    state[key] = MethodType(value, module) if callable(value) else value
             for key, value in state.items():
                 if type(value) is int:
                     state[key] = Size(value, AttributeOf(path, key))
@@ -318,6 +319,7 @@ def _trace(
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
     program = recorder.program
+    program.training = call.training
     inputs: dict[int, fx.Node] = {}
     for i, tensor in enumerate(tensors_in((call.args, dict(call.kwargs)))):
         if id(tensor) not in inputs:

@@ -156,6 +156,24 @@ def test_dropout_inside_attention_does_not_disturb_the_verification() -> None:
     assert result.report.verification.max_rel_error < 1e-12
 
 
+class Anchors(nn.Module):
+    """A list of tensors, which `.to` returns as they are: the trace must leave no mark on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(16, 8), nn.Linear(8, 5)
+        self.anchors = [torch.ones(1, 8, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inp(x) + self.anchors[0].to(torch.float64))
+
+
+def test_tensors_in_lists_are_left_as_they_are() -> None:
+    model = Anchors().double()
+    sp.analyze(model, WORDS)
+    assert not vars(model.anchors[0])
+
+
 class WrittenRms(nn.Module):
     """An RMS norm written out by hand."""
 
