@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from types import CodeType
 
 import torch
@@ -17,14 +18,22 @@ def source_line() -> str:
     """`file:line` of the innermost frame that belongs neither to PyTorch nor to structprune."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_HERE):
-            if frame.f_code.co_name == _START:
-                return ""
-        elif not name.startswith((_TORCH, "<")) and "contextlib" not in name:
-            return f"{name}:{frame.f_lineno}"
+        kind = _kind(frame.f_code)
+        if kind == "user":
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if kind == "start":
+            return ""
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+@cache
+def _kind(code: CodeType) -> str:
+    """Whose code it is."""
+    name = code.co_filename
+    if name.startswith(_HERE):
+        return "start" if code.co_name == _START else "inner"
+    return "inner" if name.startswith((_TORCH, "<")) or "contextlib" in name else "user"
 
 
 def caller() -> CodeType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from .nn import swap
 from .plan import PruningPlan
 from .program import modules_of, named_tensors
 
-_SHARED = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
 
 def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -96,10 +98,10 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
             state[key] = {n: t if t is None else memo[id(t)] for n, t in value.items()}
         elif key == "_compiled_call_impl":  # compiled for the old sizes
             state[key] = None
-        elif isinstance(value, _SHARED):
+        elif type(value) in _SHARED or (type(value) is tuple and all(type(v) in _SHARED for v in value)):
             state[key] = value
-        elif isinstance(value, dict) and not value:
-            state[key] = type(value)() if type(value) is not dict else {}
+        elif type(value) in _CONTAINERS and not value:
+            state[key] = type(value)()
         else:
             path = paths.get(id(module), "")
             state[key] = deep_value(value, memo, f"{path}.{key}" if path else key)

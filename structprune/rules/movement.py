@@ -150,7 +150,7 @@ def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> L
     """Labels are laid end to end along `dim` and meet along the others."""
     rank = len(site.shape)
     dim = int(kwargs.get("axis", dim)) % rank
-    values = [t for t in tensors if t.shape != (0,)]
+    values = [t for t in tensors if t.shape != (0,)] or list(tensors)
     if site.name in ("hstack", "vstack", "dstack"):
         if any(t.ndim != rank for t in values):
             return site.unknown(values)

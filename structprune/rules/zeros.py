@@ -176,18 +176,24 @@ def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bo
     return (zero_b and not rows and (batch_b or not batch_a)) or (zero_a and not columns and (batch_a or not batch_b))
 
 
+def _shares(node: fx.Node) -> bool:
+    """Whether a node's result may be its first operand's memory."""
+    return bool(node.meta.get("inplace")) or node.meta["op"] in _VIEWS
+
+
 def _overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
     """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
+    if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
+        return False
     chain = {source}
     base = source
-    while base.all_input_nodes and (base.meta.get("inplace") or base.meta["op"] in _VIEWS):
+    while base.all_input_nodes and _shares(base):
         base = base.all_input_nodes[0]
         chain.add(base)
     family, queue = set(chain), list(chain)
     while queue:
         for user in queue.pop().users:
-            shares = user.meta.get("inplace") or user.meta["op"] in _VIEWS
-            if shares and user not in family and user.all_input_nodes[0] in family:
+            if _shares(user) and user not in family and user.all_input_nodes[0] in family:
                 family.add(user)
                 queue.append(user)
     writers = [n for n in family if n.meta.get("inplace") and n not in chain and n is not reader]
