@@ -108,7 +108,8 @@ def check_placement(model: nn.Module, calls: Iterable[Call]) -> None:
     dtypes = {p.dtype for p in weights}
     for call in calls:
         for tensor in tensors_in((call.args, dict(call.kwargs))):
-            if len(devices) == 1 and tensor.device not in devices and tensor.ndim:
+            meta = any(device.type == "meta" for device in devices)  # takes real inputs, too
+            if len(devices) == 1 and tensor.device not in devices and tensor.ndim and not meta:
                 raise ExampleInputsError(f"example_inputs is on {tensor.device}, the model on {next(iter(devices))}")
             if tensor.is_floating_point() and len(dtypes) == 1 and tensor.dtype not in dtypes and tensor.ndim:
                 raise ExampleInputsError(f"example_inputs is {tensor.dtype}, the model {next(iter(dtypes))}")

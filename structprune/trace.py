@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .ops import QUERIES, SIZES, operation, python_body
-from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .program import Call, Program, map_tensors, modules_of, named_tensors, tensors_in
 from .shapes import stand_in
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
@@ -37,6 +37,20 @@ _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_i
 
 # Operations for which it matters whose `forward` calls them.
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+
+
+def _together(arguments: Any) -> Any:
+    """A model on the meta device takes real inputs: where the two meet, both are on meta.
+
+    What is made from nothing (positions, masks) is made for real, since models look at it.
+    """
+    found = list(tensors_in(arguments))
+    if not found:
+        args, kwargs = arguments
+        return args, {k: "cpu" if str(v) == "meta" else v for k, v in kwargs.items()}
+    if all(t.is_meta for t in found) or not any(t.is_meta for t in found):
+        return arguments
+    return map_tensors(lambda t: t.to("meta") if t.ndim else t, arguments)
 
 
 class ValuesNeeded(BaseException):
@@ -65,6 +79,7 @@ class Recorder(TorchFunctionMode):
         registered = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.plain = {name for key, name in names.items() if key not in registered}
         self.computing = computing
+        self.on_meta = any(p.is_meta for p in model.parameters())
         self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
@@ -119,6 +134,8 @@ class Recorder(TorchFunctionMode):
                 raise ValuesNeeded
             if (zeros := stand_in(name, args, kwargs)) is not None:
                 return zeros
+        if self.on_meta:
+            args, kwargs = _together((args, kwargs))
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
             return args[0].clone()
         return function(*args, **kwargs)

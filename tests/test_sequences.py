@@ -309,3 +309,25 @@ def test_tied_embeddings_shrink_in_their_width() -> None:
     assert small.words.embedding_dim == 8
     assert small.head.in_features == 8
     assert small.words.num_embeddings == 11
+
+
+class Checked(Gpt):
+    """Looks at its positions, as the masks of language models do."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=self.words.weight.device)
+        if not (places == 0).any().item():
+            raise ValueError("the first position is missing")
+        x = self.words(ids) + self.places(places)
+        return self.head(self.norm(x + self.down(F.gelu(self.up(x)))))
+
+
+def test_a_model_on_meta_is_analysed_on_real_inputs() -> None:
+    ids = torch.randint(0, 11, (2, 6))
+    graph = sp.analyze(Checked().to("meta"), ids)
+    assert {g.name: len(g) for g in graph.groups} == {"words": 16, "up": 32}
+    assert sp.plan(graph, importance=lambda group: torch.arange(len(group))).kept["up.weight"][0] == tuple(
+        range(16, 32)
+    )
+    with pytest.raises(sp.UnsupportedModelError, match=r"words\.weight is on the meta device"):
+        sp.plan(graph)
