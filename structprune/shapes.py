@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .program import map_tensors, tensors_in
+
 Shape = tuple[int, ...]
 
 
@@ -69,3 +71,17 @@ def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     except TypeError:  # a call that PyTorch will refuse, too
         return None
     return None if shape is None else tensors[0].new_zeros(shape)
+
+
+def together(arguments: Any) -> Any:
+    """A model on the meta device takes real inputs: where the two meet, both are on meta.
+
+    What is made from nothing (positions, masks) is made for real, since models look at it.
+    """
+    found = list(tensors_in(arguments))
+    if not found:
+        args, kwargs = arguments
+        return args, {k: "cpu" if str(v) == "meta" else v for k, v in kwargs.items()}
+    if all(t.is_meta for t in found) or not any(t.is_meta for t in found):
+        return arguments
+    return map_tensors(lambda t: t.to("meta") if t.ndim else t, arguments)

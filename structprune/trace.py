@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .ops import QUERIES, SIZES, operation, python_body
-from .program import Call, Program, map_tensors, modules_of, named_tensors, tensors_in
-from .shapes import stand_in
+from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .shapes import stand_in, together
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
 _TAG = "_structprune_node"
@@ -37,20 +37,6 @@ _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_i
 
 # Operations for which it matters whose `forward` calls them.
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
-
-
-def _together(arguments: Any) -> Any:
-    """A model on the meta device takes real inputs: where the two meet, both are on meta.
-
-    What is made from nothing (positions, masks) is made for real, since models look at it.
-    """
-    found = list(tensors_in(arguments))
-    if not found:
-        args, kwargs = arguments
-        return args, {k: "cpu" if str(v) == "meta" else v for k, v in kwargs.items()}
-    if all(t.is_meta for t in found) or not any(t.is_meta for t in found):
-        return arguments
-    return map_tensors(lambda t: t.to("meta") if t.ndim else t, arguments)
 
 
 class ValuesNeeded(BaseException):
@@ -135,7 +121,7 @@ class Recorder(TorchFunctionMode):
             if (zeros := stand_in(name, args, kwargs)) is not None:
                 return zeros
         if self.on_meta:
-            args, kwargs = _together((args, kwargs))
+            args, kwargs = together((args, kwargs))
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
             return args[0].clone()
         return function(*args, **kwargs)

@@ -17,8 +17,9 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version labels sizes ops bookkeeping nn shapes frames
+    errors version labels sizes ops bookkeeping nn frames
     program plan copying
+    shapes
     trace
     prepare fitting rules.checks rules.zeros
     rules.site
