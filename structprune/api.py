@@ -12,6 +12,7 @@ from torch import nn
 
 from . import cost
 from .analysis import Space
+from .collector import paused
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
@@ -61,6 +62,11 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     check_model(model)
     calls = calls_of(example_inputs)
     check_placement(model, calls)
+    with paused():
+        return _analyzed(model, calls)
+
+
+def _analyzed(model: nn.Module, calls: list[Call]) -> ChannelGraph:
     programs = [trace(model, Call(c.args, c.kwargs), has_rule, STAND_INS) for c in calls]
     if asks_for_mode(model):
         programs += _in_train_mode(model, calls)

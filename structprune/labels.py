@@ -116,7 +116,7 @@ class Couplings:
         right = [b for _, b, _ in self.pairs] + [np.zeros_like(a) for a, _, _ in self.fixed]
         if not left:
             return np.arange(self.count)
-        rows, columns = np.concatenate(left), np.concatenate(right)
+        rows, columns = np.concatenate(left).astype(np.int32), np.concatenate(right).astype(np.int32)
         adjacency = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
         _, component = connected_components(adjacency, directed=False)
         # Label 0 comes first, so its component is number 0.

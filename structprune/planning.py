@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .collector import paused
 from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
@@ -51,7 +52,8 @@ def plan(
     groups = _included(graph, check_patterns(exclude))
     scores = [_scores(measure, group) for group in groups]
     chosen = _local(groups, scores, ratio) if scope == "local" else _global(groups, scores, ratio)
-    return settle(graph, np.concatenate([np.zeros(0, np.int64), *chosen]))
+    with paused():
+        return settle(graph, np.concatenate([np.zeros(0, np.int64), *chosen]))
 
 
 def check_ratio(ratio: Any) -> float:

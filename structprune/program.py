@@ -30,21 +30,36 @@ class Program:
     training: bool = False
 
     def outline(self) -> tuple[Any, ...]:
-        """What was done to what, in what order: equal for two programs that constrain a model alike."""
+        """What was done to what, in what order: equal for two programs that constrain a model alike.
+
+        Random factors for whole examples (stochastic depth) are left out: they neither couple nor fix anything.
+        """
         number: dict[fx.Node, int] = {}
+        noise: set[fx.Node] = set()
         rows: list[Any] = []
         for node in self.graph.nodes:
-            number[node] = len(number)
-            operands = tuple(number[n] for n in node.all_input_nodes)
-            rows.append(
-                (
-                    node.meta["op"],
-                    node.meta.get("tensor"),
-                    node.meta.get("shape"),
-                    operands,
-                )
-            )
+            operands, shape, op = node.all_input_nodes, node.meta.get("shape"), node.meta["op"]
+            values = [n for n in operands if n not in noise]
+            if shape == () and all(n.meta.get("shape") == () for n in operands):
+                number[node] = -1  # a counter of batches: it has no channels
+            elif _is_noise(node, bool(values)):
+                noise.add(node)
+            elif len(values) == 1 < len(operands) and op in ("mul", "div") and shape == values[0].meta["shape"]:
+                number[node] = number[values[0]]
+            else:
+                number[node] = len(rows)
+                rows.append((op, node.meta.get("tensor"), shape, tuple(number.get(n, -1) for n in operands)))
         return tuple(rows)
+
+
+_RANDOM = frozenset({"empty", "new_empty", "rand", "bernoulli", "div", "floor", "add"})
+
+
+def _is_noise(node: fx.Node, has_values: bool) -> bool:
+    """A factor for each example, made from random numbers alone."""
+    if node.op != "call_function" or has_values or node.meta["op"] not in _RANDOM:
+        return False
+    return all(n == 1 for n in node.meta.get("shape", (0, 0))[1:])
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

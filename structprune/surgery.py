@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .collector import paused
 from .copying import deep_value
 from .fitting import check_fits
 from .nn import swap
@@ -41,7 +42,8 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         small = model
     else:
         memo: dict[int, Any] = dict(sliced)
-        small = copy_module(model, memo, paths)
+        with paused():
+            small = copy_module(model, memo, paths)
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
