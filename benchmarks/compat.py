@@ -32,6 +32,7 @@ from .harness import (
     commit,
     isolated,
     load_rows,
+    portable,
     randomise,
     save_rows,
     stopwatch,
@@ -262,7 +263,7 @@ def reasons(graph: Any, top: int = 4) -> list[list[Any]]:
     """What is fixed and why: the reasons without their places, by the number of parameter dimensions."""
     counts: dict[str, list[Any]] = {}
     for name, why in graph.fixed.items():
-        text = re.sub(r"^\d+ of \d+ indices: ", "", why)
+        text = re.sub(r"^\d+ of \d+ indices: ", "", portable(why))
         place = re.search(r" \(([^()]*)\)$", text)
         text = text[: place.start()] if place else text
         if text in ("it is a kernel size", "it is an output of the model, which callers rely on"):

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 import time
 import traceback
@@ -166,9 +167,17 @@ def _child(sender: Connection, function: Callable[..., Iterator[Row]], args: tup
         for part in function(*args):
             sender.send(part)
     except Exception as error:  # whatever a model raises is a result
-        frames = traceback.format_exception(error)
-        sender.send({"error": f"{type(error).__name__}: {error}"[:600], "traceback": "".join(frames)[-3000:]})
+        frames = "".join(traceback.format_exception(error))
+        sender.send(
+            {"error": portable(f"{type(error).__name__}: {error}")[:600], "traceback": portable(frames)[-2000:]}
+        )
     sender.send(None)
+
+
+def portable(text: str) -> str:
+    """The text without the folders that files lie in here: `timm/models/beit.py`, not where it is installed."""
+    text = text.replace(str(Path(__file__).parent.parent) + os.sep, "")
+    return re.sub(r"(?<![\w.])/[^\s:\"']*/(?:site-packages|python3\.\d+)/", "", text)
 
 
 # -- measuring -------------------------------------------------------------------------------------------

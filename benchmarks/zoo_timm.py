@@ -31,7 +31,7 @@ FREE = """
 # They are built for one size of pictures.
 SIZED = """
     beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_tiny coatnet_pico_rw_224 convit_tiny
-    deit3_small_patch16_224 deit_tiny_patch16_224 eca_botnext26ts_256 efficientformerv2_s0 efficientvit_m0
+    deit3_small_patch16_224 deit_tiny_patch16_224 eca_botnext26ts_256 efficientformerv2_s0
     eva02_tiny_patch14_224 eva02_tiny_patch14_336 flexivit_small gcvit_xxtiny gmlp_ti16_224 hiera_tiny_224
     maxvit_pico_rw_256 maxxvitv2_nano_rw_256 mixer_s32_224 mvitv2_tiny nest_tiny pit_ti_224
     resmlp_12_224 samvit_base_patch16_224 sequencer2d_s swiftformer_xs swin_tiny_patch4_window7_224
@@ -48,6 +48,7 @@ LARGER = {
     "deepseek_vit_412m": (112, False),
     "efficientformer_l1": (224, False),
     "efficientvim_m1": (128, False),
+    "efficientvit_m0": (128, True),
     "halo2botnet50ts_256": (128, True),
     "halonet_h1": (256, False),
     "inception_resnet_v2": (160, False),
