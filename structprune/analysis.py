@@ -190,6 +190,10 @@ class Space:
             for labels in moved or self._labels_of_sizes(check):
                 self.couplings.fix(labels, check.why, check.node)
 
+    def labels_behind(self, check: Check) -> list[IntArray]:
+        """Everything whose removal a check depends on."""
+        return [*check.labels, *self._labels_of_sizes(check)]
+
     def _labels_of_sizes(self, check: Check) -> list[IntArray]:
         """The labels that change the sizes which a checked operation is given."""
         found: list[Size] = []
@@ -227,7 +231,7 @@ class Space:
     def _survives(self, check: Check) -> bool:
         """Whether the check holds for random removals."""
         roots = self.couplings.roots()
-        if not any(roots[labels].any() for labels in (*check.labels, *self._labels_of_sizes(check))):
+        if not any(roots[labels].any() for labels in self.labels_behind(check)):
             return True
         return all(check.holds(view) for view in self._probes())
 

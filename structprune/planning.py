@@ -143,17 +143,19 @@ def settle(graph: ChannelGraph, removed: IntArray) -> PruningPlan:
     while True:
         view = graph.view(removed)
         needed = np.zeros(int(roots.max()) + 1, bool)
-        for check in graph.space.checks:
-            if not check.holds(view):
-                notes.append(check.why)
-                for labels in check.labels:
-                    needed[roots[labels]] = True
+        failed = [check for check in graph.space.checks if not check.holds(view)]
+        notes += [check.why for check in failed]
+        for labels in (labels for check in failed for labels in graph.space.labels_behind(check)):
+            needed[roots[labels]] = True
         for labels in _emptied(graph, view):
             notes.append("a value would be left empty")
             needed[roots[labels]] = True
-        if not needed[removed].any():
+        if failed and not needed[removed].any():  # nothing that could be put back explains it: put everything back
+            removed = removed[:0]
+        elif not needed[removed].any():
             return _freeze(graph, view, tuple(dict.fromkeys(notes)))
-        removed = removed[~needed[removed]]
+        else:
+            removed = removed[~needed[removed]]
 
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
