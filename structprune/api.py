@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -198,6 +198,3 @@ def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any, **options: 
 def explain(model: nn.Module, example_inputs: Any, name: str) -> str:
     """`analyze(model, example_inputs).explain(name)`"""
     return analyze(model, example_inputs).explain(name)
-
-
-Attributes = Mapping[str, Mapping[str, int]]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -203,7 +203,3 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern names the parameter, its layer, or a module that holds it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
-
-
-Importance = Callable[[Group], Any]
-Named = Mapping[str, Iterable[int]]
