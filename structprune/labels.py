@@ -150,16 +150,17 @@ class Couplings:
         adjacency = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(leading, leading))
         _, component = connected_components(adjacency, directed=False)
         # Label 0 comes first, so its component is number 0.
-        return component.astype(np.int64)[short]
+        return component[short].astype(np.int64)
 
     def _shortened(self) -> tuple[npt.NDArray[np.int32], int]:
         """The labels of leading blocks numbered without gaps, every other label as its leader's; and their count."""
         leader = self._leader
         for block, first in enumerate(leader):  # leaders come before those they lead
             leader[block] = leader[first]
-        starts = np.array(self._starts)
-        sizes = np.diff(starts, append=self.count)
-        leads = np.arange(len(starts)) == leader
-        first = np.cumsum(sizes * leads) - sizes * leads
-        shift = first[leader] - starts
-        return (np.arange(self.count) + np.repeat(shift, sizes)).astype(np.int32), int((sizes * leads).sum())
+        starts = np.array(self._starts, np.int32)
+        sizes = np.diff(starts, append=np.int32(self.count))
+        leading = sizes * (np.arange(len(starts)) == leader)
+        first = np.cumsum(leading, dtype=np.int32) - leading
+        short = np.repeat(first[leader] - starts, sizes)
+        short += np.arange(self.count, dtype=np.int32)
+        return short, int(leading.sum())
