@@ -12,10 +12,11 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .bookkeeping import mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
+from .nodes import Node, map_nodes
 from .program import Program
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
@@ -33,7 +34,7 @@ class GuardCheck:
 
     guard: Guard
     labels: list[IntArray]
-    node: fx.Node | None = None
+    node: Node | None = None
 
     @property
     def why(self) -> str:
@@ -66,9 +67,9 @@ class Space:
     norms: list[Swap | Fold] = field(default_factory=list)
     couplings: Couplings = field(default_factory=Couplings)
     parameters: dict[str, Labels] = field(default_factory=dict)
-    values: dict[fx.Node, Any] = field(default_factory=dict)
+    values: dict[Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
+    grids: list[tuple[IntArray, Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._watched: list[Guard] = []
@@ -94,19 +95,19 @@ class Space:
 
     # -- interpreting -----------------------------------------------------------------------------------
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: Node) -> Any:
         op = node.meta["op"]
         if op in ("input", "constant"):
             return Labels(node.meta["shape"])
         if op == "parameter":
             return self.parameter(node.meta["tensor"], node.meta["shape"])
-        args = fx.map_arg(node.args, lambda n: self.values[n])
+        args = map_nodes(self.values.__getitem__, node.args)
         if op == "output":
             for labels in labels_in(args):
                 for coordinate in labels.coordinates:
                     self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
             return None
-        kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
+        kwargs = map_nodes(self.values.__getitem__, node.kwargs)
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock)
         try:
             out = apply_rule(site, args, kwargs)

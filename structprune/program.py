@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from .nodes import Graph, Node
 from .sizes import Guard
 
 
@@ -25,7 +26,7 @@ class Call:
 class Program:
     """What one call of the model did."""
 
-    graph: fx.Graph
+    graph: Graph
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
 
@@ -34,8 +35,8 @@ class Program:
 
         Random factors for whole examples (stochastic depth) are left out: they neither couple nor fix anything.
         """
-        number: dict[fx.Node, int] = {}
-        noise: set[fx.Node] = set()
+        number: dict[Node, int] = {}
+        noise: set[Node] = set()
         rows: list[Any] = []
         for node in self.graph.nodes:
             operands, shape, op = node.all_input_nodes, node.meta.get("shape"), node.meta["op"]
@@ -55,7 +56,7 @@ class Program:
 _RANDOM = frozenset({"empty", "new_empty", "rand", "bernoulli", "div", "floor", "add"})
 
 
-def _is_noise(node: fx.Node, has_values: bool) -> bool:
+def _is_noise(node: Node, has_values: bool) -> bool:
     """A factor for each example, made from random numbers alone."""
     if node.op != "call_function" or has_values or node.meta["op"] not in _RANDOM:
         return False

@@ -1,4 +1,4 @@
-"""Tracing: run the model once and write down the operations it calls, as a torch.fx graph.
+"""Tracing: run the model once and write down the operations it calls, as a graph.
 
 The recorder is a `torch.overrides.TorchFunctionMode`: it sees every call of a public PyTorch function with
 its Python arguments, on real tensors, without looking at autograd. Each node of the graph keeps the name of
@@ -15,12 +15,13 @@ from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
+from .nodes import Graph, Node
 from .ops import QUERIES, SIZES, operation, python_body
 from .program import Call, Program, modules_of, named_tensors, tensors_in
 from .shapes import stand_in, together
@@ -55,7 +56,7 @@ class Recorder(TorchFunctionMode):
         computing: bool,
     ):
         super().__init__()
-        self.program = Program(fx.Graph())
+        self.program = Program(Graph())
         self.leaves = leaves
         self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
         self.paths = paths  # id of a module -> its path
@@ -66,7 +67,7 @@ class Recorder(TorchFunctionMode):
         self.plain = {name for key, name in names.items() if key not in registered}
         self.computing = computing
         self.on_meta = any(p.is_meta for p in model.parameters())
-        self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
+        self.constants: dict[int, tuple[Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
 
@@ -131,8 +132,8 @@ class Recorder(TorchFunctionMode):
         masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
         return masked or name in _VALUED or not self.leaves(name)
 
-    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> fx.Node:
-        node = self.program.graph.call_function(function, args, kwargs)
+    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Node:
+        node = self.program.graph.add("call_function", function, args, kwargs)
         node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
         if name in _NORMS:
             node.meta["code"] = caller()
@@ -140,7 +141,7 @@ class Recorder(TorchFunctionMode):
 
     # -- values and nodes -------------------------------------------------------------------------------
 
-    def bind(self, node: fx.Node, out: Any) -> None:
+    def bind(self, node: Node, out: Any) -> None:
         """`out` is from now on what `node` computed."""
         if isinstance(out, Tensor):
             node.meta["shape"] = tuple(out.shape)
@@ -152,19 +153,19 @@ class Recorder(TorchFunctionMode):
         elif isinstance(out, list | tuple):
             for i, item in enumerate(out):
                 if any(True for _ in tensors_in(item)):
-                    part = self.program.graph.call_function(_item, (node, i))
+                    part = self.program.graph.add("call_function", _item, (node, i))
                     part.meta.update(node.meta, op="item", inplace=False)
                     part.meta.pop("shape", None)
                     self.bind(part, item)
 
-    def node(self, tensor: Tensor) -> fx.Node:
+    def node(self, tensor: Tensor) -> Node:
         """The node that computed `tensor`; a parameter or constant gets one when it is first met."""
         node = getattr(tensor, _TAG, None)
         if node is not None and node.graph is self.program.graph:
             return node
         if id(tensor) not in self.constants:
             name = self.names.get(id(tensor), "")
-            node = self.program.graph.create_node("get_attr", name or f"_constant_{len(self.constants)}")
+            node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}")
             node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
             node.meta.update(path=name.rpartition(".")[0], where="", tensor=name, plain=name in self.plain)
             if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
@@ -323,10 +324,10 @@ def _trace(
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
     program = recorder.program
     program.training = call.training
-    inputs: dict[int, fx.Node] = {}
+    inputs: dict[int, Node] = {}
     for i, tensor in enumerate(tensors_in((call.args, dict(call.kwargs)))):
         if id(tensor) not in inputs:
-            node = inputs[id(tensor)] = program.graph.placeholder(f"input_{i}")
+            node = inputs[id(tensor)] = program.graph.add("placeholder", f"input_{i}")
             node.meta.update(op="input", shape=tuple(tensor.shape), dtype=tensor.dtype, path="", where="")
             recorder.constants[id(tensor)] = (node, tensor)
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
@@ -349,7 +350,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             raise
         except Exception as error:
             raise _explained(error, call, recorder.failed) from error
-    node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
+    node = program.graph.add("output", "output", (recorder.lift(tuple(tensors_in(output))),))
     node.meta.update(op="output", shape=(), path="", where="")
     _mark_unread(program.graph)
     return program
@@ -363,7 +364,7 @@ def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsE
     )
 
 
-def _mark_unread(graph: fx.Graph) -> None:
+def _mark_unread(graph: Graph) -> None:
     """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
     for node in reversed(graph.nodes):
         read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))

@@ -17,7 +17,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames
+    errors version collector labels nodes sizes ops bookkeeping nn frames
     program plan copying
     shapes
     trace

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
-
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement, View
 from .site import Site, rule
@@ -142,7 +141,7 @@ def group_norm(
     return Labels(site.shape, held.coordinates)
 
 
-def foldable(weight: fx.Node) -> bool:
+def foldable(weight: Node) -> bool:
     """Whether a parameter scales one thing only."""
     return weight.meta["op"] == "parameter" and len(weight.users) == 1
 
@@ -180,7 +179,7 @@ def _written_rms(site: Site, labels: IntArray) -> Fold | None:
     return Fold(weights[0].meta["tensor"], site.path, name, labels) if name else None
 
 
-def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
+def _only_user(node: Node | None, op: str) -> Node | None:
     """The one operation that reads a value, if it is `op`; conversions of dtype are looked through."""
     while node is not None:
         users = list(node.users)
@@ -192,7 +191,7 @@ def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
     return None
 
 
-def _unconverted(node: fx.Node) -> fx.Node:
+def _unconverted(node: Node) -> Node:
     while node.meta["op"] in ("to", "float", "type_as", "half", "double"):
         node = node.all_input_nodes[0]
     return node
