@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import held, mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
 from .nodes import Node, map_nodes
 from .program import Program
@@ -77,14 +77,16 @@ class Space:
         self._probed: tuple[IntArray, list[View]] | None = None
         names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
         self._mirrors = {
-            AttributeOf(path, row.attribute): (row, names[id(attrgetter(row.tensor)(module))])
+            AttributeOf(path, row.attribute): (row, names[id(tensor)])
             for path, module in self.modules.items()
             for row in mirrors(module)
-            if id(attrgetter(row.tensor)(module)) in names  # a parametrized weight is computed anew each time
+            if id(tensor := held(module, row)) in names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
                 self.values[node] = self._value(node)
+                if node.op != "call_function":  # parameters are labelled along one dimension at a time
+                    continue
                 for labels in labels_in(self.values[node]):
                     for coordinate in labels.coordinates:
                         if len(varying(coordinate)) > 1:
@@ -317,15 +319,18 @@ _PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
 
 
 def _collect_sizes(value: Any, into: list[Size]) -> None:
-    if isinstance(value, Size):
+    kind = type(value)
+    if kind is Size:
         into.append(value)
-    elif isinstance(value, list | tuple):
+    elif kind is tuple or kind is list:
         for item in value:
             _collect_sizes(item, into)
-    elif isinstance(value, dict):
-        _collect_sizes(list(value.values()), into)
-    elif isinstance(value, slice):
+    elif kind is dict:
+        _collect_sizes(tuple(value.values()), into)
+    elif kind is slice:
         _collect_sizes((value.start, value.stop, value.step), into)
+    elif isinstance(value, torch.Size):
+        _collect_sizes(tuple(value), into)
 
 
 def _binds(rule: Any, *arguments: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import held, mirrors
 from .errors import ArgumentTypeError, PlanError
 from .nn import STAND_INS
 from .plan import Kept, PruningPlan
@@ -62,14 +62,14 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
+    cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):
-            owner, _, tensor = row.tensor.rpartition(".")
-            value = getattr(module.get_submodule(owner), tensor)
+            value = held(module, row)
             if id(value) not in names:  # parametrized: computed anew each time
                 continue
-            size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            size = len(cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(

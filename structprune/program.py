@@ -81,19 +81,28 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by their first qualified name."""
-    return _collect(model, lambda module: (module._parameters, module._buffers, vars(module)))
+    return _collect(modules_of(model), attributes=True)
 
 
 def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by their first qualified name."""
-    return _collect(model, lambda module: (module._parameters, module._buffers))
+    return _collect(modules_of(model), attributes=False)
 
 
-def _collect(model: nn.Module, stores: Callable[[nn.Module], tuple[Mapping[str, Any], ...]]) -> dict[str, Tensor]:
+def _collect(modules: Mapping[str, nn.Module], attributes: bool) -> dict[str, Tensor]:
     found: dict[int, tuple[str, Tensor]] = {}
-    for path, module in modules_of(model).items():
+    plain: set[type] = set()  # kinds of attributes that are no tensors
+    for path, module in modules.items():
+        state = vars(module)
+        stores: list[Mapping[str, Any]] = [module._parameters, module._buffers]
+        unknown = set(map(type, state.values())) - plain if attributes else ()
+        if unknown:
+            tensors = {kind for kind in unknown if issubclass(kind, Tensor)}
+            plain |= unknown - tensors
+            if tensors:
+                stores.append(state)
         prefix = path + "." if path else ""
-        for store in stores(module):
+        for store in stores:
             for name, value in store.items():
                 if isinstance(value, Tensor):
                     found.setdefault(id(value), (prefix + name, value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType, MethodType
 from typing import Any
@@ -23,7 +23,7 @@ from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .nodes import Graph, Node
 from .ops import QUERIES, SIZES, operation, python_body
-from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
 from .shapes import stand_in, together
 from .sizes import AttributeOf, DimOf, Guard, Size, guarding
 
@@ -49,24 +49,23 @@ class Recorder(TorchFunctionMode):
 
     def __init__(
         self,
-        model: nn.Module,
         leaves: Callable[[str], bool],
-        names: Mapping[int, str],
+        tensors: Mapping[str, Tensor],
+        plain: Collection[str],
         paths: Mapping[int, str],
         computing: bool,
     ):
         super().__init__()
         self.program = Program(Graph())
         self.leaves = leaves
-        self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
+        self.names = {id(t): name for name, t in tensors.items()}  # parameters, buffers and plain tensor attributes
+        self.plain = plain  # names of those that are mere attributes
         self.paths = paths  # id of a module -> its path
         self.stack: list[str] = []
         self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
         self.failed: str | None = None  # the innermost module whose forward raised
-        registered = {id(t) for t in (*model.parameters(), *model.buffers())}
-        self.plain = {name for key, name in names.items() if key not in registered}
         self.computing = computing
-        self.on_meta = any(p.is_meta for p in model.parameters())
+        self.on_meta = any(t.is_meta for t in tensors.values())
         self.constants: dict[int, tuple[Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
@@ -175,10 +174,13 @@ class Recorder(TorchFunctionMode):
 
     def lift(self, value: Any) -> Any:
         """Arguments with nodes in place of tensors."""
+        kind = type(value)
+        if kind is int or kind is float or kind is bool or value is None:
+            return value
         if isinstance(value, Tensor):
             return self.node(value)
         if isinstance(value, tuple):
-            return tuple(self.lift(v) for v in value)
+            return tuple([self.lift(v) for v in value])
         if isinstance(value, list):
             return [self.lift(v) for v in value]
         if isinstance(value, dict):
@@ -293,11 +295,11 @@ def _trace(
     scripted = {id(m) for s in every.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
     modules = {path: m for path, m in every.items() if id(m) not in scripted}
     tensors = named_tensors(model)
-    names = {id(tensor): name for name, tensor in tensors.items()}
     paths = {id(module): path for path, module in every.items()}
     before = [(vars(m), vars(m).copy()) for m in modules.values()]
-    before += [(d, d.copy()) for m in modules.values() for d in vars(m).values() if type(d) in (dict, OrderedDict)]
-    recorder = Recorder(model, leaves, names, paths, computing)
+    dicts = [d for m in modules.values() for d in vars(m).values() if type(d) is dict or type(d) is OrderedDict]
+    before += [(d, d.copy() if d else {}) for d in dicts]
+    recorder = Recorder(leaves, tensors, tensors.keys() - registered_tensors(model).keys(), paths, computing)
     for tensor in tensors.values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
