@@ -49,7 +49,7 @@ def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) ->
 
 
 def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
-    for path in (*plan.attributes, *plan.swaps):
+    for path in (*plan.attributes, *plan.swaps, *plan.stock):
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
     for path, values in plan.attributes.items():

@@ -23,6 +23,7 @@ class PruningPlan:
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
+    `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
     kept: Kept
@@ -30,6 +31,7 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class PruningPlan:
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
 
@@ -90,9 +93,10 @@ class PruningPlan:
         fields = _typed(data, dict, "$")
         if fields.get("schema") != SCHEMA:
             raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}, "$")
+        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "stock", "notes"}
+        _keys(fields, expected, "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
+        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -109,9 +113,8 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(
-            kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes
-        )
+        fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
+        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, fingerprint, notes)
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

@@ -31,7 +31,7 @@ FLOORS = """
     graph
     importance cost
     planning
-    surgery mask
+    surgery mask stock
     verify storage
     report
     api
