@@ -17,7 +17,6 @@ from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
-from .nn import STAND_INS
 from .plan import PruningPlan
 from .planning import check_ratio, plan
 from .prepare import calls_of, check_model, check_placement, unwrap
@@ -26,6 +25,7 @@ from .report import Report
 from .rules import has_rule
 from .stock import check_norm
 from .surgery import apply as apply_plan
+from .swaps import stand_ins
 from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
@@ -72,7 +72,7 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact") -> Ch
 
 
 def _analyzed(model: nn.Module, calls: list[Call], stock: bool) -> ChannelGraph:
-    programs = [trace(model, Call(c.args, c.kwargs), has_rule, STAND_INS) for c in calls]
+    programs = [trace(model, Call(c.args, c.kwargs), has_rule, stand_ins()) for c in calls]
     if asks_for_mode(model):
         programs += _in_train_mode(model, calls)
     space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
@@ -82,7 +82,7 @@ def _analyzed(model: nn.Module, calls: list[Call], stock: bool) -> ChannelGraph:
 def _in_train_mode(model: nn.Module, calls: list[Call]) -> list[Program]:
     """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
     try:
-        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, STAND_INS) for c in calls]
+        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, stand_ins()) for c in calls]
     except ExampleInputsError:
         return []
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import PlanError
+from .swaps import known_swaps
 
 SCHEMA = 1
-SWAPS = ("attention", "norm")
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -106,8 +106,10 @@ class PruningPlan:
         swaps = {}
         for module, swap in _typed(fields["swaps"], dict, "$.swaps").items():
             path = f"$.swaps.{module}"
-            if len(_typed(swap, list, path)) != 2 or swap[0] not in SWAPS:
-                raise PlanError(f"{path}: expected one of {', '.join(SWAPS)} and a number, found {swap!r}")
+            if len(_typed(swap, list, path)) != 2:
+                raise PlanError(f"{path}: expected the name of a swap and a number, found {swap!r}")
+            if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
+                raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
         scales = {}
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
@@ -115,6 +117,14 @@ class PruningPlan:
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
         return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, fingerprint, notes)
+
+
+def unregistered(swap: str) -> str:
+    """What to do about a swap that this process does not know."""
+    return (
+        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
+        "import the code that calls structprune.register_swap for it first"
+    )
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

@@ -13,11 +13,11 @@ from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
 from .labels import IntArray
-from .nn import STAND_INS
 from .plan import Kept, PruningPlan
 from .program import registered_tensors
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
+from .swaps import swap_for
 
 SCOPES = ("local", "global")
 
@@ -211,8 +211,9 @@ def _substitutes(
         elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
             values["normalized_shape"] = (left,)
     for path, module in graph.space.modules.items():
-        if type(module) in STAND_INS and any(name.startswith(f"{path}." if path else "") for name in touched):
-            swaps[path] = ("attention", 0)
+        known = swap_for(type(module))
+        if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
+            swaps[path] = (known.name, 0)
     return swaps, scales
 
 

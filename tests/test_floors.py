@@ -18,7 +18,8 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     errors version collector labels sizes ops bookkeeping nn frames
-    program plan copying
+    program swaps copying
+    plan
     shapes
     trace
     prepare fitting rules.checks rules.zeros
