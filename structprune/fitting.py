@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from .bookkeeping import held, mirrors
 from .errors import ArgumentTypeError, PlanError
-from .nn import STAND_INS
-from .plan import Kept, PruningPlan
+from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
+from .swaps import known_swaps, takes
 
 
 def check_fits(plan: PruningPlan, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) ->
 
 
 def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
-    for path in (*plan.attributes, *plan.swaps):
+    for path in (*plan.attributes, *plan.swaps, *plan.stock):
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
     for path, values in plan.attributes.items():
@@ -58,7 +58,9 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
     for path, (name, _) in plan.swaps.items():
-        if name == "attention" and type(modules[path]) not in STAND_INS:
+        if name not in known_swaps():
+            raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
+        if not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import PlanError
+from .swaps import known_swaps
 
 SCHEMA = 1
-SWAPS = ("attention", "norm")
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -23,6 +23,7 @@ class PruningPlan:
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
+    `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
     kept: Kept
@@ -30,6 +31,7 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -59,6 +61,7 @@ class PruningPlan:
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
 
@@ -90,9 +93,10 @@ class PruningPlan:
         fields = _typed(data, dict, "$")
         if fields.get("schema") != SCHEMA:
             raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}, "$")
+        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "stock", "notes"}
+        _keys(fields, expected, "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
+        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -102,16 +106,25 @@ class PruningPlan:
         swaps = {}
         for module, swap in _typed(fields["swaps"], dict, "$.swaps").items():
             path = f"$.swaps.{module}"
-            if len(_typed(swap, list, path)) != 2 or swap[0] not in SWAPS:
-                raise PlanError(f"{path}: expected one of {', '.join(SWAPS)} and a number, found {swap!r}")
+            if len(_typed(swap, list, path)) != 2:
+                raise PlanError(f"{path}: expected the name of a swap and a number, found {swap!r}")
+            if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
+                raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
         scales = {}
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(
-            kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes
-        )
+        fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
+        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, fingerprint, notes)
+
+
+def unregistered(swap: str) -> str:
+    """What to do about a swap that this process does not know."""
+    return (
+        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
+        "import the code that calls structprune.register_swap for it first"
+    )
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

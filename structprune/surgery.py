@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .collector import paused
 from .copying import deep_value
 from .fitting import check_fits
-from .nn import swap
 from .plan import PruningPlan
 from .program import modules_of, named_tensors
+from .swaps import swap
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})

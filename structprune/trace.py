@@ -11,7 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType, MethodType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -267,13 +267,13 @@ def trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]] = MappingProxyType({}),
+    stand_ins: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType({}),
 ) -> Program:
     """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit.
 
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
-        stand_ins: attributes, `forward` among them, that rigid modules have meanwhile, by exact type.
+        stand_ins: the class that rigid modules have meanwhile, by exact type.
 
     Costly operations are not computed at first; where the model turns out to look at values, it is run again.
     """
@@ -288,7 +288,7 @@ def _trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]],
+    stand_ins: Mapping[type[nn.Module], type[nn.Module]],
     computing: bool,
 ) -> Program:
     every = modules_of(model)
@@ -303,6 +303,7 @@ def _trace(
     for tensor in tensors.values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+    swapped: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for path, module in modules.items():
             state = vars(module)
@@ -310,14 +311,16 @@ def _trace(
             if state.get("_compiled_call_impl") is not None:
                 state["_compiled_call_impl"] = None
             if type(module) in stand_ins and "forward" not in state:
-                for key, value in stand_ins[type(module)].items():
-                    state[key] = MethodType(value, module) if callable(value) else value
+                swapped.append((module, type(module)))
+                module.__class__ = stand_ins[type(module)]
             for key, value in state.items():
                 if type(value) is int:
                     state[key] = Size(value, AttributeOf(path, key))
         return _run(model, call, recorder)
     finally:
         recorder.restore()
+        for module, kind in swapped:
+            module.__class__ = kind
         for store, content in before:
             store.clear()
             store.update(content)

@@ -17,25 +17,19 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels nodes sizes ops bookkeeping nn frames
-    program plan copying
-    shapes
-    trace
-    prepare fitting rules.checks rules.zeros
-    rules.site
-    rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
-    rules.shaping rules.indexing rules.normalization rules.recurrent
-    rules
-    analysis
+    bookkeeping collector errors frames labels nn nodes ops sizes version
+    copying program rules.checks rules.zeros schedules swaps
+    plan prepare rules.site shapes
+    fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
+    mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
+    optimizers rules storage verify
+    analysis report
     explanation
     graph
-    importance cost
+    cost importance
     planning
-    surgery mask
-    verify storage
-    report
     api
-    structprune demo
+    demo structprune
     cli
     __main__
 """

@@ -13,7 +13,7 @@ from ..labels import IntArray, Labels, compress
 from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
-from .movement import follow
+from .movement import EMPTY, follow
 from .site import Site, rule
 
 Regrouping = list[tuple[list[int], list[int]]]
@@ -120,6 +120,9 @@ def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
 def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -> Labels:
     """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on."""
     if not input.coordinates:
+        return Labels(site.shape)
+    if 0 in input.shape:  # dimensions cannot be told apart by their sizes
+        site.freeze(EMPTY, input)
         return Labels(site.shape)
     coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
     literal = [d + offset for d in literal_dims(site, sizes)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..errors import ArgumentError
 from ..labels import Couplings, IntArray, Labels, varying
 from ..nodes import Node
 from ..sizes import Size
@@ -19,12 +20,15 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule under the ATen names of its operations."""
+    """Registers a rule under the names of its operations: those of ATen, or of your own `torch.library` operators.
+
+    Raises ArgumentError if an operation has a rule already.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             if name in RULES:
-                raise ValueError(f"two rules for {name}")
+                raise ArgumentError(f"there is a rule for {name!r} already")
             RULES[name] = function
         return function
 
