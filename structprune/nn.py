@@ -209,9 +209,12 @@ STAND_INS: dict[type[nn.Module], dict[str, Any]] = {
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:
-    """Turns a module into its substitute, in place: the parameters stay where they are."""
+    """Turns a module into its substitute, in place: the parameters stay where they are.
+
+    A compensated module stays as it is: it counts the original channels already.
+    """
     if name == "attention":
         vars(module).pop("_qkv_same_embed_dim", None)
         module.__class__ = MultiheadAttention
-    else:
+    elif not hasattr(type(module), "plain"):
         module.__class__ = compensated(type(module), channels)

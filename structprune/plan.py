@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .composition import PlanDifference, compose, difference
 from .errors import PlanError
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes
 SWAPS = ("attention", "norm")
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
@@ -33,6 +35,7 @@ class PruningPlan:
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    becomes: str = ""  # the fingerprint of the smaller model
 
     def __bool__(self) -> bool:
         return bool(self.kept)
@@ -44,6 +47,28 @@ class PruningPlan:
             for dim, indices in self.kept.get(name, {}).items()
         }
 
+    def then(self, other: PruningPlan) -> PruningPlan:
+        """The plan that does at once what this plan and then `other`, made on the model it leaves, do one by one.
+
+        `apply(first.then(second), model)` holds, bit for bit, what `apply(second, apply(first, model))` does. The
+        one exception is the weight of a norm that both plans scale (RMS norms): the two factors are multiplied
+        first, so that its last bit may differ. Raises PlanError unless `other` was made for the model that this
+        plan leaves.
+
+        >>> first = structprune.prune(model, images, ratio=0.25)
+        >>> second = structprune.prune(first.model, images, ratio=0.25)
+        >>> small = structprune.apply(first.plan.then(second.plan), model)
+        """
+        return compose(self, other)
+
+    def diff(self, other: PruningPlan) -> PlanDifference:
+        """What the two plans keep, set, swap and scale differently: false if nothing; printed, a line for each.
+
+        >>> print(plan.diff(other))
+        conv1.weight[0]: only the first keeps 3, 7; only the second keeps 1, 2
+        """
+        return difference(self, other)
+
     @property
     def cut(self) -> Kept:
         """Everything that surgery slices."""
@@ -54,6 +79,7 @@ class PruningPlan:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "becomes": self.becomes,
             "kept": self._rows(self.kept),
             "tensors": self._rows(self.tensors),
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
@@ -79,7 +105,7 @@ class PruningPlan:
     def from_json(text: str) -> PruningPlan:
         """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique)
         except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
@@ -88,9 +114,12 @@ class PruningPlan:
     def from_dict(data: Any) -> PruningPlan:
         """The inverse of `to_dict`, checked field by field."""
         fields = _typed(data, dict, "$")
-        if fields.get("schema") != SCHEMA:
-            raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}, "$")
+        schema = fields.get("schema")
+        if isinstance(schema, bool) or schema not in READS:
+            readable = " and ".join(map(str, READS))
+            raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
+        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
+        _keys(fields, keys | ({"becomes"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
         kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
         attributes: dict[str, dict[str, Any]] = {}
@@ -109,9 +138,17 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(
-            kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes
-        )
+        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, prints[0], notes, prints[1])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice could be read in two ways."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
+    return made
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

@@ -15,7 +15,7 @@ from .importance import NAMED, Importance, Scores
 from .labels import IntArray
 from .nn import STAND_INS
 from .plan import PruningPlan
-from .program import registered_tensors
+from .program import fingerprint, registered_tensors
 from .rules.checks import View
 from .rules.normalization import Fold
 
@@ -181,7 +181,8 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     swaps, scales = _substitutes(graph, view, set(kept), attributes)
     registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
-    return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, graph.fingerprint, notes)
+    becomes = fingerprint(graph.model, {**kept, **tensors})
+    return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, graph.fingerprint, notes, becomes)
 
 
 def _substitutes(

@@ -18,6 +18,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     errors version collector labels sizes ops bookkeeping nn frames
+    composition
     program plan copying
     shapes
     trace
@@ -31,8 +32,8 @@ FLOORS = """
     graph
     importance cost
     planning
-    surgery mask
-    verify storage
+    surgery mask specs weights
+    verify storage inflate
     report
     api
     structprune demo
