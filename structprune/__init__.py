@@ -7,6 +7,7 @@ from .errors import (
     ArgumentTypeError,
     ExampleInputsError,
     FileFormatError,
+    MissingPackageError,
     NonFiniteError,
     NothingToPruneError,
     PlanError,
@@ -16,6 +17,7 @@ from .errors import (
     VerificationError,
 )
 from .graph import ChannelGraph, Group, Slice
+from .inflate import inflate
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
@@ -31,6 +33,7 @@ __all__ = [
     "ExampleInputsError",
     "FileFormatError",
     "Group",
+    "MissingPackageError",
     "NonFiniteError",
     "NothingToPruneError",
     "PlanError",
@@ -48,6 +51,7 @@ __all__ = [
     "apply",
     "explain",
     "importance",
+    "inflate",
     "load",
     "mask",
     "plan",

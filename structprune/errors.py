@@ -53,6 +53,10 @@ class FileFormatError(StructPruneError, ValueError):
     """A file on disk is not what it should be."""
 
 
+class MissingPackageError(StructPruneError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A clause that names the known names nearest to `name`."""
     known = list(known)

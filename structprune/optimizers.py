@@ -15,9 +15,7 @@ from .surgery import Slicer
 Dims = Mapping[int, tuple[int, ...]]
 
 
-def follow(
-    optimizer: torch.optim.Optimizer, plan: PruningPlan, before: Mapping[str, Tensor], small: nn.Module
-) -> None:
+def follow(optimizer: torch.optim.Optimizer, plan: PruningPlan, before: Mapping[str, Tensor], small: nn.Module) -> None:
     """Makes `optimizer`, built for a model before `plan` was applied, go on with `small`.
 
     Whatever it keeps for each element of a parameter (momentum, Adam's moments, Adafactor's rows and columns)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .composition import PlanDifference, compose, difference
 from .errors import PlanError
 from .swaps import known_swaps
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have no stock norms
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -35,6 +37,7 @@ class PruningPlan:
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    becomes: str = ""  # the fingerprint of the smaller model
 
     def __bool__(self) -> bool:
         return bool(self.kept)
@@ -46,6 +49,28 @@ class PruningPlan:
             for dim, indices in self.kept.get(name, {}).items()
         }
 
+    def then(self, other: PruningPlan) -> PruningPlan:
+        """The plan that does at once what this plan and then `other`, made on the model it leaves, do one by one.
+
+        `apply(first.then(second), model)` holds, bit for bit, what `apply(second, apply(first, model))` does. The
+        one exception is the weight of a norm that both plans scale (RMS norms): the two factors are multiplied
+        first, so that its last bit may differ. Raises PlanError unless `other` was made for the model that this
+        plan leaves.
+
+        >>> first = structprune.prune(model, images, ratio=0.25)
+        >>> second = structprune.prune(first.model, images, ratio=0.25)
+        >>> small = structprune.apply(first.plan.then(second.plan), model)
+        """
+        return compose(self, other)
+
+    def diff(self, other: PruningPlan) -> PlanDifference:
+        """What the two plans keep, set, swap and scale differently: false if nothing; printed, a line for each.
+
+        >>> print(plan.diff(other))
+        conv1.weight[0]: only the first keeps 3, 7; only the second keeps 1, 2
+        """
+        return difference(self, other)
+
     @property
     def cut(self) -> Kept:
         """Everything that surgery slices."""
@@ -56,6 +81,7 @@ class PruningPlan:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "becomes": self.becomes,
             "kept": self._rows(self.kept),
             "tensors": self._rows(self.tensors),
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
@@ -82,7 +108,7 @@ class PruningPlan:
     def from_json(text: str) -> PruningPlan:
         """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique)
         except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
@@ -91,12 +117,16 @@ class PruningPlan:
     def from_dict(data: Any) -> PruningPlan:
         """The inverse of `to_dict`, checked field by field."""
         fields = _typed(data, dict, "$")
-        if fields.get("schema") != SCHEMA:
-            raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "stock", "notes"}
-        _keys(fields, expected, "$")
+        schema = fields.get("schema")
+        if isinstance(schema, bool) or schema not in READS:
+            readable = " and ".join(map(str, READS))
+            raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
+        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
+        _keys(fields, keys | ({"becomes", "stock"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
+        kept, tensors, stock = (
+            _read_kept(fields.get(key, {}), f"$.{key}", sizes) for key in ("kept", "tensors", "stock")
+        )
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -115,8 +145,8 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
-        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, fingerprint, notes)
+        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, prints[0], notes, prints[1])
 
 
 def unregistered(swap: str) -> str:
@@ -125,6 +155,15 @@ def unregistered(swap: str) -> str:
         f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
         "import the code that calls structprune.register_swap for it first"
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice could be read in two ways."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
+    return made
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

@@ -14,7 +14,7 @@ from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
 from .labels import IntArray
 from .plan import Kept, PruningPlan
-from .program import registered_tensors
+from .program import fingerprint, registered_tensors
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
 from .swaps import swap_for
@@ -187,7 +187,9 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     swaps, scales = _substitutes(graph, view, set(kept), attributes)
     registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
-    return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, graph.fingerprint, notes)
+    becomes = fingerprint(graph.model, {**kept, **tensors})
+    prints = graph.fingerprint, notes, becomes
+    return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, *prints)
 
 
 def _substitutes(

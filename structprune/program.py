@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -109,16 +109,19 @@ def _collect(modules: Mapping[str, nn.Module], attributes: bool) -> dict[str, Te
     return dict(found.values())
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers."""
+def fingerprint(model: nn.Module, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
+    """A hash of the names, shapes and ties of a model's parameters and buffers, as they are or as `cut` leaves them."""
     first: dict[int, str] = {}
+    kept = {id(tensor): cut[name] for name, tensor in named_tensors(model).items() if name in cut} if cut else {}
     rows: list[Any] = []
     for path, module in modules_of(model).items():
         for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
             for name, tensor in store.items():
                 if tensor is not None:
                     full = f"{path}.{name}" if path else name
-                    rows.append((kind, full, first.setdefault(id(tensor), full), *tensor.shape))
+                    left = kept.get(id(tensor), {})
+                    shape = [len(left[dim]) if dim in left else size for dim, size in enumerate(tensor.shape)]
+                    rows.append((kind, full, first.setdefault(id(tensor), full), *shape))
         rows += [(path, name, first.setdefault(id(child), f"{path}.{name}")) for name, child in module._modules.items()]
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
 

@@ -39,7 +39,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         for name, scale in plan.scales.items():
             sliced[id(tensors[name])].mul_(scale)
     if inplace:
-        _replace(model, sliced)
+        replace_tensors(model, sliced)
         small = model
     else:
         memo: dict[int, Any] = dict(sliced)
@@ -143,7 +143,8 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
     return new
 
 
-def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
+def replace_tensors(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
+    """Puts new tensors in the place of old ones (by `id`), wherever modules hold them."""
     for module in model.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
         for store in stores:

@@ -18,11 +18,11 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector errors frames labels nn nodes ops sizes version
-    copying program rules.checks rules.zeros schedules swaps
+    composition copying program rules.checks rules.zeros schedules specs swaps weights
     plan prepare rules.site shapes
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
-    optimizers rules storage verify
+    inflate optimizers rules storage verify
     analysis report
     explanation
     graph
