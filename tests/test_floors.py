@@ -26,10 +26,13 @@ FLOORS = """
     rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
     rules.shaping rules.indexing rules.normalization rules.recurrent
     rules
-    analysis
+    analysis readers
     explanation
     graph
-    importance cost
+    importance.normalization cost
+    importance.base
+    importance.weights
+    importance
     planning
     surgery mask
     verify storage
