@@ -29,9 +29,9 @@ FLOORS = """
     analysis readers
     explanation
     graph
-    importance.normalization cost
-    importance.base
-    importance.weights
+    importance.normalization importance.processes importance.watcher cost
+    importance.base importance.streaming importance.statistics
+    importance.weights importance.activations importance.gradients
     importance
     planning
     surgery mask

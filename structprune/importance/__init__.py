@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .activations import FLAP, ActivationCriterion, ActivationNorm, Wanda
 from .base import Criterion, Importance, Scores, slice_norms
+from .gradients import OBD, Fisher, LossCriterion, Taylor
 from .normalization import NORMALIZATIONS, normalization_of, normalized
 from .weights import FPGM, L1, L2, LAMP, BNScale, Random
 
@@ -29,17 +31,25 @@ NAMED: dict[str, Callable[[], Importance]] = {
 }
 
 __all__ = [
+    "FLAP",
     "FPGM",
     "L1",
     "L2",
     "LAMP",
     "NAMED",
     "NORMALIZATIONS",
+    "OBD",
+    "ActivationCriterion",
+    "ActivationNorm",
     "BNScale",
     "Criterion",
+    "Fisher",
     "Importance",
+    "LossCriterion",
     "Random",
     "Scores",
+    "Taylor",
+    "Wanda",
     "normalization_of",
     "normalized",
     "slice_norms",

@@ -50,8 +50,12 @@ class Criterion:
 
     def parts(self, group: Group) -> list[Slice]:
         """The slices of a group that count."""
-        found = [part for part in group.slices if is_numeric(part) and self._counts(part)]
-        return found or [part for part in group.slices if is_numeric(part) and part.produces]
+        usable = [part for part in group.slices if self.uses(part)]
+        return [part for part in usable if self._counts(part)] or [part for part in usable if part.produces]
+
+    def uses(self, part: Slice) -> bool:
+        """Whether the criterion says anything about a slice at all."""
+        return part.tensor.is_floating_point() or part.tensor.is_complex()
 
     def _counts(self, part: Slice) -> bool:
         learned = part.produces or part.consumes or isinstance(part.tensor, nn.Parameter)
@@ -74,11 +78,6 @@ def one_of(option: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         raise ArgumentError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     return value
-
-
-def is_numeric(part: Slice) -> bool:
-    """Whether a slice holds numbers that have a size."""
-    return part.tensor.is_floating_point() or part.tensor.is_complex()
 
 
 def slice_norms(part: Slice, power: int = 1) -> Scores:
