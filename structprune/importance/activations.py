@@ -58,6 +58,7 @@ class ActivationCriterion(Criterion):
         check_loader(loader, batches)
         self.loader, self.batches, self.inputs, self.train, self.progress = loader, batches, inputs, train, progress
         self._found: dict[Key, Tensor] = {}
+        self._prepared = False
         self._states: dict[Key, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
 
@@ -72,7 +73,7 @@ class ActivationCriterion(Criterion):
         for found in gathered({key: state.shape for key, state in self._states.items()}):
             shapes.update(found)
         self._found = {key: self._finished(key, shapes[key]) for key in sorted(shapes)}
-        self._weights, self._states = {}, {}
+        self._weights, self._states, self._prepared = {}, {}, True
 
     def _run(self, graph: ChannelGraph) -> int:
         model, count = graph.model, 0
@@ -121,7 +122,7 @@ class ActivationCriterion(Criterion):
         if not parts:
             raise ArgumentError(
                 f"no batch reaches a weight of {group!r}; exclude it, or bring inputs that do"
-                if self._found
+                if self._prepared
                 else f"call prepare(graph) before asking {type(self).__name__} for scores, as structprune.plan does"
             )
         return self.reduce(group, ((part, self.values(part)) for part in parts))

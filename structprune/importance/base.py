@@ -27,8 +27,8 @@ class Criterion:
     Args:
         slices: which slices of a unit count: `"producers"`, the filters that make it; `"consumers"`, the input
             channels of the weights that read it; `"all"`, both, with the norms, biases and scales in between
-            (parameters only: running statistics are not learned). A group that has no slices of the kind asked
-            for (queries and keys have no consumers) is scored by its producers.
+            (parameters only: running statistics are not learned). A group without any of the kind asked for
+            (queries and keys have no consumers) is scored by its producers, or else by its consumers.
         reduction: how the slices of a unit become one number: their `"sum"`, `"mean"` or `"max"`. A unit with
             several indices in a dimension, as an attention head has, is reduced over all of them.
         normalize: how `scope="global"` makes groups comparable; see `normalized`.
@@ -51,7 +51,8 @@ class Criterion:
     def parts(self, group: Group) -> list[Slice]:
         """The slices of a group that count."""
         usable = [part for part in group.slices if self.uses(part)]
-        return [part for part in usable if self._counts(part)] or [part for part in usable if part.produces]
+        kinds = (self._counts, lambda part: part.produces, lambda part: part.consumes)
+        return next((found for kind in kinds if (found := [part for part in usable if kind(part)])), [])
 
     def uses(self, part: Slice) -> bool:
         """Whether the criterion says anything about a slice at all."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import unwrap
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -132,19 +134,20 @@ def located(view: Tensor, weight: Tensor) -> dict[int, tuple[int, int]] | None:
 
     A transpose, a chunk or one expert of a stack is a block; None for other views (every second row).
     """
-    if view is weight:
-        return {dim: (dim, 0) for dim in range(weight.ndim)}
     rest = int(view.storage_offset()) - int(weight.storage_offset())
     starts: dict[int, int] = {}
     for dim in sorted((d for d in range(weight.ndim) if weight.shape[d] > 1), key=weight.stride, reverse=True):
         starts[dim], rest = divmod(rest, weight.stride(dim))
+    single = [dim for dim in range(weight.ndim) if dim not in starts]
     found: dict[int, tuple[int, int]] = {}
     for dim, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
-        if size > 1:
-            home = next((d for d in starts if weight.stride(d) == stride), None)
-            if home is None or starts[home] + size > weight.shape[home]:
-                return None
+        home = next((d for d in starts if weight.stride(d) == stride), None)
+        if size == 1 and single:
+            found[dim] = (single.pop(0), 0)
+        elif home is not None and starts[home] + size <= weight.shape[home]:
             found[dim] = (home, starts[home])
+        elif size > 1:
+            return None
     inside = all(0 <= start < weight.shape[dim] for dim, start in starts.items())
     return found if inside and not rest else None
 
@@ -175,7 +178,7 @@ class Watcher(TorchFunctionMode):
         known = operation(function)
         if known.name in QUERIES or known.name in SIZES or not any(map(self.homes_of, tensors_in((args, kwargs)))):
             return function(*args, **kwargs)
-        if known.python and function not in self.opened:
+        if known.python and isinstance(unwrap(function), FunctionType) and function not in self.opened:
             self.opened.append(function)
             try:
                 with self:
