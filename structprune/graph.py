@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .analysis import Space
 from .errors import UnknownNameError, closest
 from .labels import IntArray
+from .readers import contracts, readers
 from .rules.checks import View
 from .rules.contraction import KERNEL
 
@@ -31,6 +32,8 @@ class Slice:
     units: IntArray
     produces: bool  # these are filters: their index is an output channel
     tensor: Tensor
+    consumes: bool = False  # these are summed over: their index is an input channel
+    reader: str = ""  # the operation that reads the parameter, and as what: "batch_norm.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,20 @@ class ChannelGraph:
         return found
 
     @cached_property
+    def _consuming(self) -> set[tuple[str, int]]:
+        """The parameter dimensions that are input channels: those that weights have besides their filters."""
+        weights = {name for name, _ in self._producing} | {
+            n for n, reader in self._readers.items() if contracts(reader)
+        }
+        return {
+            key for key in self._vectors if key[0] in weights and self.space.tensors[key[0]].ndim > 1
+        } - self._producing
+
+    @cached_property
+    def _readers(self) -> dict[str, str]:
+        return readers(self.space.programs)
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Every group, in the order of the model's parameters."""
         families = self.space.families()
@@ -106,8 +123,9 @@ class ChannelGraph:
                 if i not in first_seen:  # units are numbered by where they first occur
                     first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
                     position[first_seen[i]] = np.arange(len(first_seen[i]))
-                produces = (name, dim) in self._producing
-                slices[i].append(Slice(name, dim, indices, position[own], produces, self.space.tensors[name]))
+                produces, consumes = (name, dim) in self._producing, (name, dim) in self._consuming
+                tensor, reader = self.space.tensors[name], self._readers.get(name, "")
+                slices[i].append(Slice(name, dim, indices, position[own], produces, tensor, consumes, reader))
         found = []
         for i in first_seen:
             lead = next(s for s in slices[i] if s.produces)

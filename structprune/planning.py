@@ -11,7 +11,7 @@ import numpy as np
 from .collector import paused
 from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
-from .importance import NAMED, Importance, Scores
+from .importance import NAMED, Importance, Scores, normalization_of, normalized
 from .labels import IntArray
 from .plan import Kept, PruningPlan
 from .program import fingerprint, registered_tensors
@@ -32,9 +32,11 @@ def plan(
     """Ranks the units of `graph` and decides which of them go.
 
     Args:
-        importance: `"l1"`, or any function of a `Group` that returns one score for each of its units.
+        importance: one of `"l1"`, `"l2"`, `"fpgm"`, `"bn_scale"`, `"lamp"`, `"random"`, an object from
+            `structprune.importance`, or any function of a `Group` that returns one score for each of its units.
         ratio: the fraction of units to remove, at least 0 and below 1; of each group (`scope="local"`,
-            rounded down), or of all groups together (`scope="global"`, scores divided by their group's mean).
+            rounded down), or of all groups together (`scope="global"`, scores made comparable by
+            the importance's `normalize`, which divides by their group's mean unless it says otherwise).
             One unit of every group always stays.
         exclude: patterns (`"layer1.*"`, `"fc"`) of layers or parameters whose filters all stay.
 
@@ -50,8 +52,14 @@ def plan(
         raise ArgumentError(f"scope must be one of {', '.join(map(repr, SCOPES))}, not {scope!r}")
     measure = find_importance(importance)
     groups = _included(graph, check_patterns(exclude))
+    how = normalization_of(measure)
+    if hasattr(measure, "prepare"):
+        measure.prepare(graph)
     scores = [_scores(measure, group) for group in groups]
-    chosen = _local(groups, scores, ratio) if scope == "local" else _global(groups, scores, ratio)
+    if scope == "local":
+        chosen = _local(groups, scores, ratio)
+    else:
+        chosen = _global(groups, normalized(groups, scores, how), ratio)
     with paused():
         return settle(graph, np.concatenate([np.zeros(0, np.int64), *chosen]))
 
@@ -125,8 +133,7 @@ def _local(groups: list[Group], scores: list[Scores], ratio: float) -> list[IntA
     return chosen
 
 
-def _global(groups: list[Group], scores: list[Scores], ratio: float) -> list[IntArray]:
-    relative = [values / max(values.mean(), np.finfo(np.float64).tiny) for values in scores]
+def _global(groups: list[Group], relative: list[Scores], ratio: float) -> list[IntArray]:
     free = []  # the best unit of every group stays
     for group, values in zip(groups, relative, strict=True):
         free.append(np.argsort(values, kind="stable")[: len(group) - 1])

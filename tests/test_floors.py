@@ -17,16 +17,19 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector errors frames labels nn nodes ops sizes version
-    composition copying program rules.checks rules.zeros schedules specs swaps weights
-    plan prepare rules.site shapes
+    bookkeeping collector errors frames labels nn nodes ops regularize sizes version
+    composition copying importance.processes program rules.checks rules.zeros schedules specs swaps weights
+    importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
-    analysis report
+    analysis readers report
     explanation
     graph
-    cost importance
+    cost importance.normalization
+    importance.base
+    importance.activations importance.gradients importance.weights
+    importance
     planning
     api
     demo structprune
