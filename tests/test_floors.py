@@ -27,9 +27,12 @@ FLOORS = """
     rules.shaping rules.indexing rules.normalization rules.recurrent
     rules
     analysis
-    explanation
+    cost kinds explanation
     graph
-    importance cost
+    importance
+    constraints settlement
+    selection
+    budget
     planning
     surgery mask
     verify storage
