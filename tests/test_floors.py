@@ -19,17 +19,19 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 FLOORS = """
     bookkeeping collector errors frames labels nn nodes ops regularize sizes version
     composition copying importance.processes program rules.checks rules.zeros schedules specs swaps weights
-    importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
+    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
     analysis readers report
-    explanation
+    explanation kinds
     graph
-    cost importance.normalization
+    constraints importance.normalization settlement
     importance.base
     importance.activations importance.gradients importance.weights
     importance
+    selection
+    budget
     planning
     api
     demo structprune
