@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, closest
-from .graph import ChannelGraph, Group
+from .graph import ALMOST, ChannelGraph, Group
 from .kinds import KINDS
 from .labels import IntArray
 from .program import named_tensors
 
 Selector = str | type[nn.Module] | nn.Module
-ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ class Constraints:
     def stops(self, group: Group, movable: int) -> IntArray:
         """The numbers of units that may go, if `movable` of them can, in increasing order."""
         size = len(group)
-        low, high = math.ceil(self.min_ratio * size - ALMOST), math.floor(self.max_ratio * size + ALMOST)
+        low = max(math.ceil(self.min_ratio * (size + group.gone) - ALMOST) - group.gone, 0)
+        high = group.due(self.max_ratio)
         ratio = self.ratio_of(group)
         if ratio is not None:
-            low, high = math.floor(ratio * size + ALMOST), size
+            low, high = max(group.due(ratio), 0), size
         high = max(min(high, size - 1, movable), 0)
         low = min(low, high)
         numbers = np.arange(size if ratio is not None else high + 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
+
+
+ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,11 @@ class Group:
     slices: tuple[Slice, ...]
     units: IntArray  # unit numbers of the graph
     kinds: tuple[str, ...] = ("channel",)  # what the units are to the model, of `structprune.kinds.KINDS`
+    gone: int = 0  # units that earlier steps of an iterative pruning removed
+
+    def due(self, ratio: float) -> int:
+        """How many units are to go so that a fraction of the group, as it first was, is gone, rounded down."""
+        return math.floor(ratio * (len(self) + self.gone) + ALMOST) - self.gone
 
     @property
     def kind(self) -> str:
@@ -77,6 +86,7 @@ class ChannelGraph:
         self.space = space
         self.model = model
         self.fingerprint = fingerprint
+        self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
@@ -140,7 +150,9 @@ class ChannelGraph:
         for i in first_seen:
             made = [s for s in slices[i] if s.produces]
             described = kinds.of(first_seen[i], len({s.name for s in made if s.tensor.ndim > 1}))
-            found.append(Group(made[0].name.removesuffix(".weight"), tuple(slices[i]), first_seen[i], described))
+            name, units = made[0].name.removesuffix(".weight"), first_seen[i]
+            gone = max(self.widths.get(name, 0) - len(units), 0)
+            found.append(Group(name, tuple(slices[i]), units, described, gone))
         return tuple(found)
 
     @cached_property

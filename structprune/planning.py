@@ -115,10 +115,10 @@ def _read_request(graph: ChannelGraph, ratio: Any, target: Any, scope: Any, allo
         return Request(DEFAULT_RATIO if ratio is None else check_ratio(ratio), {}, scope, allocation)
     if ratio is not None:
         raise ArgumentError(f"give a ratio or a target, not both; ratio={ratio!r} and target={target!r} were given")
-    return Request(None, _read_target(graph, target), scope, allocation)
+    return Request(None, read_target(graph, target), scope, allocation)
 
 
-def _read_target(graph: ChannelGraph, target: Any) -> dict[str, float]:
+def read_target(graph: ChannelGraph, target: Any) -> dict[str, float]:
     """What the model may cost, in absolute numbers."""
     original = graph.costs.original()
     if not isinstance(target, Mapping):

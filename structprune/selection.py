@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .constraints import ALMOST, Constraints
-from .graph import Group
+from .constraints import Constraints
+from .graph import ALMOST, Group
 from .importance import Scores
 from .labels import BoolArray, IntArray
 
@@ -64,7 +64,7 @@ def removed(chosen: Sequence[Ladder], positions: Sequence[int]) -> IntArray:
 
 def local(chosen: Sequence[Ladder], ratio: float) -> Positions:
     """The same fraction of every group, rounded down."""
-    return [ladder.position(math.floor(ratio * len(ladder.group) + ALMOST)) if ladder.free else 0 for ladder in chosen]
+    return [ladder.position(ladder.group.due(ratio)) if ladder.free else 0 for ladder in chosen]
 
 
 def everywhere(chosen: Sequence[Ladder], ratio: float) -> Positions:
@@ -76,7 +76,8 @@ def everywhere(chosen: Sequence[Ladder], ratio: float) -> Positions:
         np.where(first, -np.inf, ladder.scores[:size]) for ladder, size, first in zip(free, sizes, forced, strict=True)
     ]
     owner = np.repeat(np.arange(len(free)), sizes)
-    count = math.floor(ratio * sum(len(ladder.group) for ladder in free) + ALMOST)
+    gone = sum(ladder.group.gone for ladder in free)
+    count = max(math.floor(ratio * (gone + sum(len(ladder.group) for ladder in free)) + ALMOST) - gone, 0)
     taken = owner[np.argsort(np.concatenate([np.zeros(0), *pool]), kind="stable")[:count]]
     counts = iter(np.bincount(taken, minlength=len(free)))
     return [ladder.position(int(next(counts))) if ladder.free else 0 for ladder in chosen]

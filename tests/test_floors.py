@@ -23,7 +23,7 @@ FLOORS = """
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
-    analysis readers report
+    analysis checkpoints readers report
     explanation kinds
     graph
     constraints importance.normalization settlement
@@ -34,9 +34,9 @@ FLOORS = """
     budget
     planning
     api
-    demo structprune
-    cli
-    __main__
+    demo iterate
+    callbacks cli
+    __main__ structprune
 """
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.split("\n")) for name in names.split()}
 
