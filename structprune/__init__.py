@@ -19,6 +19,7 @@ from .graph import ChannelGraph, Group, Slice
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
+from .shrink import shrink
 from .storage import load, save
 from .verify import Verification
 from .version import __version__
@@ -52,5 +53,6 @@ __all__ = [
     "plan",
     "prune",
     "save",
+    "shrink",
     "verify",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrors
 from .errors import ArgumentTypeError, PlanError
-from .nn import STAND_INS
+from .nn import STAND_INS, width_of_bias
 from .plan import Kept, PruningPlan
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
 
@@ -57,7 +57,9 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             found = vars(modules[path]).get(key)
             if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
-    for path, (name, _) in plan.swaps.items():
+    for path, (name, size) in plan.swaps.items():
+        if name == "bias":
+            _check_bias(plan, path, modules[path], size)
         if name == "attention" and type(modules[path]) not in STAND_INS:
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
@@ -75,3 +77,13 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
                 raise PlanError(
                     f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}"
                 )
+
+
+def _check_bias(plan: PruningPlan, path: str, module: nn.Module, size: int) -> None:
+    attribute = width_of_bias(module)
+    if not attribute:
+        kind = "has a bias already" if getattr(module, "bias", None) is not None else "does not take a bias"
+        raise PlanError(f"the plan gives {path!r} a bias, but this {type(module).__name__} {kind}")
+    width = plan.attributes.get(path, {}).get(attribute, getattr(module, attribute))
+    if size != width:
+        raise PlanError(f"the plan contradicts itself: a bias of {size} numbers for {path!r}, of width {width}")

@@ -202,6 +202,20 @@ class MultiheadAttention(nn.MultiheadAttention):
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
+# Modules whose forward takes a bias or None, with the attribute that says how many numbers it holds.
+BIASED: dict[type[nn.Module], str] = {
+    nn.Linear: "out_features",
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "out_channels"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "out_channels"),
+}
+
+
+def width_of_bias(module: nn.Module) -> str:
+    """The attribute that says how long a bias of this module is; empty if it has one, or would not use it."""
+    found = [a for kind, a in BIASED.items() if isinstance(module, kind) and type(module).forward is kind.forward]
+    return found[0] if found and module.bias is None and "forward" not in vars(module) else ""
+
+
 # What a rigid module has while it is traced, as its substitute will.
 STAND_INS: dict[type[nn.Module], dict[str, Any]] = {
     nn.MultiheadAttention: {"forward": attend, "_qkv_same_embed_dim": False}
@@ -213,5 +227,8 @@ def swap(module: nn.Module, name: str, channels: int) -> None:
     if name == "attention":
         vars(module).pop("_qkv_same_embed_dim", None)
         module.__class__ = MultiheadAttention
+    elif name == "bias":
+        weight: Any = module.weight
+        module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
     else:
         module.__class__ = compensated(type(module), channels)

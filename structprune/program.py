@@ -100,17 +100,25 @@ def _collect(model: nn.Module, stores: Callable[[nn.Module], tuple[Mapping[str, 
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers."""
-    first: dict[int, str] = {}
-    rows: list[Any] = []
+    """A hash of the names, shapes and ties of a model's parameters and buffers.
+
+    The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
+    """
+    rows: list[tuple[str, str, int, tuple[int, ...]]] = []
     for path, module in modules_of(model).items():
-        for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    full = f"{path}.{name}" if path else name
-                    rows.append((kind, full, first.setdefault(id(tensor), full), *tensor.shape))
-        rows += [(path, name, first.setdefault(id(child), f"{path}.{name}")) for name, child in module._modules.items()]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
+        prefix = f"{path}." if path else ""
+        for kind, store in (
+            ("parameter", module._parameters),
+            ("buffer", module._buffers),
+            ("module", module._modules),
+        ):
+            for name, held in store.items():
+                if held is not None:
+                    shape = tuple(held.shape) if isinstance(held, Tensor) else ()
+                    rows.append((prefix + name, kind, id(held), shape))
+    first: dict[int, str] = {}
+    named = [(name, kind, first.setdefault(key, name), shape) for name, kind, key, shape in sorted(rows)]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -116,39 +116,54 @@ def verify(
     small = apply(plan, model) if small is None else small
     if not plan.kept:
         return Verification(True, 0.0, 0.0, None, (), "nothing removed: the model is unchanged")
-    device = _device(device)
+    device = find_device(device)
     masked = zeroed(plan, model)
-    working = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    rows: list[Comparison] = []
+    original = double(model, device)
+    exact = double(masked, device), apply(plan, original) if plan.scales else double(small, device)
     with _deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
-        original = _double(model, device)
-        pair = [_double(masked, device), apply(plan, original) if plan.scales else _double(small, device)]
-        failed: Call | None = None
+        for call in calls:
+            _check_comparable(original, exact[0], _fresh(call, device, torch.float64))
+    return agreement(exact, (masked, small), calls, device)
+
+
+def agreement(
+    exact: Sequence[nn.Module],
+    working: Sequence[nn.Module],
+    calls: Sequence[Call],
+    device: torch.device,
+    modes: Sequence[str] = ("eval", "train"),
+) -> Verification:
+    """Compares two models, given in float64 and in their own dtype, on fresh inputs like those of `calls`."""
+    dtype = next((p.dtype for p in working[0].parameters() if p.is_floating_point()), torch.float32)
+    rows: list[Comparison] = []
+    failed: Call | None = None
+    with _deterministic(), torch.random.fork_rng():
+        torch.manual_seed(0)
         for call in [_fresh(c, device, torch.float64) for c in calls]:
-            _check_comparable(original, pair[0], call)
             for one, mode, batch in _variants(call):
-                row = _compare(pair, one, mode, torch.float64, device, batch)
+                row = _compare(exact, one, mode, torch.float64, device, batch) if mode in modes else None
                 if row is not None:
                     rows.append(row)
                     failed = failed or (None if row.ok else one)
-        first = _first_difference(pair, failed) if failed else None
-        if working != torch.float64 and not failed and _runs_in(working, device):
-            pair = [deep_copy(m).to(device=device) for m in (masked, small)]
+        first = _first_difference(exact, failed) if failed else None
+        if dtype != torch.float64 and not failed and _runs_in(dtype, device):
+            pair = [deep_copy(m).to(device=device) for m in working]
             for call in calls:
-                row = _compare(pair, _fresh(call, device, working), "eval", working, device, None)
+                row = _compare(pair, _fresh(call, device, dtype), "eval", dtype, device, None)
                 rows += [row] if row is not None else []
     return _outcome(rows, first)
 
 
-def _device(device: Any) -> torch.device:
+def find_device(device: Any) -> torch.device:
+    """The device by its name; by default CUDA where there is one."""
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(f"device must name a device such as 'cpu' or 'cuda', not {device!r}") from error
 
 
-def _double(model: nn.Module, device: torch.device) -> nn.Module:
+def double(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy in float64 and complex128."""
     copied = deep_copy(model).to(device=device).double()
     for tensor in named_tensors(copied).values():

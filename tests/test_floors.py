@@ -17,8 +17,9 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames
+    errors version collector labels sizes ops bookkeeping nn frames readers
     program plan copying
+    unmask
     shapes
     trace
     prepare fitting rules.checks rules.zeros
@@ -29,12 +30,15 @@ FLOORS = """
     analysis
     explanation
     graph
-    importance cost
-    planning
-    surgery mask
+    importance cost constant_rules
+    planning constants
+    weights
+    liveness
+    surgery mask folding
     verify storage
     report
     api
+    shrink
     structprune demo
     cli
     __main__
