@@ -19,7 +19,8 @@ from .graph import ChannelGraph, Group, Slice
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
-from .shrink import shrink
+from .shrink import plan_from_masks, shrink
+from .sparsity import Sparsity, sparsity
 from .storage import load, save
 from .verify import Verification
 from .version import __version__
@@ -38,6 +39,7 @@ __all__ = [
     "Report",
     "Result",
     "Slice",
+    "Sparsity",
     "StructPruneError",
     "UnknownNameError",
     "UnsupportedModelError",
@@ -51,8 +53,10 @@ __all__ = [
     "load",
     "mask",
     "plan",
+    "plan_from_masks",
     "prune",
     "save",
     "shrink",
+    "sparsity",
     "verify",
 ]

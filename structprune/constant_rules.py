@@ -251,7 +251,8 @@ def attention(node: fx.Node, query: Tensor, key: Tensor, value: Tensor, *args: A
 
 @rule("batch_norm")
 def batch_norm(
-    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
+    weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *rest: Any,
 ) -> Tensor:  # fmt: skip
     """Pointwise with running statistics; nothing is known of those of a batch."""
@@ -264,7 +265,8 @@ def batch_norm(
 
 @rule("instance_norm")
 def instance_norm(
-    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
+    weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *rest: Any,
 ) -> Tensor:  # fmt: skip
     """A constant plane does not deviate from its own mean."""

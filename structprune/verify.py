@@ -155,6 +155,16 @@ def agreement(
     return _outcome(rows, first)
 
 
+def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> float:
+    """max|a - b| / max|b| over the outputs of two models of equal size, in float64 and eval mode."""
+    device = find_device(None)
+    pair = double(model, device), double(reference, device)
+    with _deterministic(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        runs = [[_run(m, call, "eval") for m in pair] for call in (_fresh(c, device, torch.float64) for c in calls)]
+    return max(_errors(found, expected)[1] for found, expected in runs)
+
+
 def find_device(device: Any) -> torch.device:
     """The device by its name; by default CUDA where there is one."""
     try:
@@ -163,6 +173,7 @@ def find_device(device: Any) -> torch.device:
         raise ArgumentError(f"device must name a device such as 'cpu' or 'cuda', not {device!r}") from error
 
 
+@torch.no_grad()
 def double(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy in float64 and complex128."""
     copied = deep_copy(model).to(device=device).double()

@@ -37,8 +37,10 @@ FLOORS = """
     surgery mask folding
     verify storage
     report
+    promote
     api
     shrink
+    sparsity
     structprune demo
     cli
     __main__
