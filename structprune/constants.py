@@ -57,7 +57,8 @@ class Knowns:
 
     def channels(self, source: fx.Node, reader: fx.Node, dim: int) -> Tensor:
         """One number for each index of `dim`; NaN where it varies along any other dimension."""
-        known = self.read(source, reader).movedim(dim, 0).flatten(1)
+        known = self.read(source, reader).movedim(dim, 0)
+        known = known.reshape(len(known), -1)
         same = torch.where((known == known[:, :1]).all(1), known[:, 0], _NAN)
         return same.expand(source.meta["shape"][dim])
 

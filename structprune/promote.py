@@ -49,7 +49,7 @@ def _mass(group: Group, originals: Mapping[str, Tensor]) -> Masses:
 
 
 def _norms(tensor: Tensor, dim: int) -> Masses:
-    return tensor.detach().double().abs().movedim(dim, 0).flatten(1).sum(1).cpu().numpy()
+    return tensor.detach().double().abs().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1).cpu().numpy()
 
 
 def _losses(group: Group, gone: IntArray) -> dict[str, Loss]:
@@ -72,7 +72,14 @@ def dead_by_zeros(graph: ChannelGraph) -> IntArray:
         filled = np.zeros(len(group), bool)
         for part in group.slices:
             if part.name in names:
-                rows = (part.tensor != 0).movedim(part.dim, 0).flatten(1).any(1).cpu().numpy()
+                rows = (
+                    (part.tensor != 0)
+                    .movedim(part.dim, 0)
+                    .reshape(part.tensor.shape[part.dim], -1)
+                    .any(1)
+                    .cpu()
+                    .numpy()
+                )
                 np.logical_or.at(filled, part.units, rows[part.indices])
         chosen.append(group.units[~filled])
     return np.concatenate(chosen)
