@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -162,7 +162,7 @@ def prune(
         if not check.ok:
             raise VerificationError(str(check))
     fixed = dict(graph.fixed) if inplace else None  # the graph would keep the old weights alive
-    report = _report(graph, made, check, fixed)
+    report = report_on(graph, made, check, lambda: graph.fixed if fixed is None else fixed)
     if inplace:
         small = apply_plan(made, model, inplace=True)
     elif small is None:
@@ -170,7 +170,10 @@ def prune(
     return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, fixed: dict[str, str] | None) -> Report:
+def report_on(
+    graph: ChannelGraph, made: PruningPlan, check: Verification | None, find_fixed: Callable[[], dict[str, str]]
+) -> Report:
+    """What a plan does to the model of a graph."""
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
@@ -182,7 +185,7 @@ def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, 
                 )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, (lambda: graph.fixed) if fixed is None else (lambda: fixed), made.notes, 0.0,
+        widths, check, find_fixed, made.notes, 0.0,
     )  # fmt: skip
 
 

@@ -1,139 +1,181 @@
-"""Weights in files: checked against the model by name, shape and dtype before memory is spent on them."""
+"""Weights as readers of channels: which of their inputs matter, and where a constant among them can go."""
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import FileFormatError, closest
-
-HEADER_LIMIT = 100_000_000  # of safetensors itself
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The header of a safetensors file, before any memory is spent on values: the entry of every tensor, and the
-    metadata. Raises FileFormatError."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 0 < length <= min(os.path.getsize(path) - 8, HEADER_LIMIT):
-            raise FileFormatError(f"{path} is not a safetensors file, or it is truncated")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(pairs, path))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FileFormatError(f"{path} is not a safetensors file: {error}") from error
-    if not isinstance(header, dict):
-        raise FileFormatError(f"{path} is not a safetensors file")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise FileFormatError(f"{path}: its metadata is not a table of texts")
-    for name, entry in header.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
-            raise FileFormatError(f"{path}: the entry of {name!r} has no shape")
-    return header, metadata
+from .constants import Knowns
+from .graph import ChannelGraph
+from .labels import BoolArray, IntArray, Labels
+from .nn import width_of_bias
+from .nodes import Graph, Node
+from .readers import Reader, reader_of
 
 
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise FileFormatError(f"{path} holds {next(n for n in names if names.count(n) > 1)!r} twice")
-    return made
+class Inputs(NamedTuple):
+    """Masks over [groups, inputs of a group], of what live rows read."""
+
+    varying: Tensor
+    folded: Tensor  # constant, and the sum over it is one number for each row
+    constant: Tensor  # constant, and the sum over it differs at the border
 
 
-def fill(model: nn.Module, path: Path) -> None:
-    """Loads every tensor of the file into the model, bit for bit; names, shapes and dtypes must agree exactly."""
-    header, _ = read_header(path)
-    state = model.state_dict(keep_vars=True)
-    homes: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        homes.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), []).append(name)
-    for names in homes.values():
-        if not any(name in header for name in names):
-            raise FileFormatError(f"{path} lacks the tensor {names[0]!r}")
-    for name, entry in header.items():
-        if name not in state:
-            raise FileFormatError(f"{path} holds {name!r}, which the model does not have")
-        if tuple(entry["shape"]) != tuple(state[name].shape):
-            raise FileFormatError(
-                f"{path}: {name} has the shape {tuple(entry['shape'])}, the model {tuple(state[name].shape)}"
-            )
-    values = _read_safetensors(path)
-    for name, value in values.items():
-        if value.dtype != state[name].dtype:
-            raise FileFormatError(f"{path}: {name} is {value.dtype}, the model's is {state[name].dtype}")
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
+@dataclass(frozen=True)
+class Outlet:
+    """Where a number for each row can be added: biases or running means by name, or new biases by module path."""
+
+    biases: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.biases or self.means or self.modules)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise FileFormatError(f"{path} cannot be read: {error}") from error
+@dataclass(eq=False)
+class Weight:
+    """All calls that read one weight. `inputs` and `outputs` are units, 0 for what is fixed."""
+
+    readers: Sequence[Reader]
+    tensor: Tensor
+    constants: Tensor  # [groups, inputs of a group]; NaN where it varies, or differs between calls
+    inputs: IntArray
+    outputs: IntArray
+    outlet: Outlet
+    own: bool  # a parameter that nothing else reads
+    _last: tuple[bytes, Inputs] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The parameter's name; empty if the weight is computed from parameters."""
+        return self.readers[0].weight.meta.get("tensor", "")
+
+    @property
+    def where(self) -> str:
+        node = self.readers[0].node
+        return f"{node.meta['op']} in {node.meta['path']}" if node.meta["path"] else node.meta["op"]
+
+    @property
+    def view(self) -> Tensor:
+        """[groups, outputs, inputs, taps]"""
+        return self.readers[0].view(self.tensor)
+
+    @cached_property
+    def _nonzero(self) -> tuple[Tensor, Tensor]:
+        """Whether an output reads an input at all, and with a tap that may lie over padding."""
+        taps = self.view != 0
+        inside = torch.stack([r.inside for r in self.readers]).all(0)
+        return taps.any(3), taps[..., ~inside].any(3)
+
+    def read(self, dead: BoolArray) -> Inputs:
+        """What the rows that are not dead read."""
+        rows = ~dead[self.outputs]
+        key = rows.tobytes()
+        if self._last is None or self._last[0] != key:
+            live = torch.from_numpy(rows).reshape(self._nonzero[0].shape[0], -1, 1)
+            anywhere, border = ((part & live).any(1) for part in self._nonzero)
+            constant = anywhere & ~self.constants.isnan() & (self.constants != 0)
+            folded = constant & ~border if self.outlet else torch.zeros_like(constant)
+            self._last = key, Inputs(anywhere & self.constants.isnan(), folded, constant & ~folded)
+        return self._last[1]
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Loads a checkpoint into an unpruned model: `.safetensors`, or anything that `torch.load(weights_only=True)`
-    reads, in which a state dict may lie under `state_dict` or `model`, and names may begin with `module.`.
-
-    Raises FileFormatError that names what is missing, too many, or of another shape; then the model is as it was.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileFormatError(f"there is no file {source}")
-    if source.suffix == ".safetensors":
-        read_header(source)
-        values: Any = _read_safetensors(source)
-    else:
-        values = _state_dict(_read_torch(source), source)
-    state = model.state_dict(keep_vars=True)
-    _check_names(values, state, source)
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
+def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
+    """Every weight that is known, with its calls in all programs."""
+    found: dict[object, list[tuple[Reader, Knowns]]] = {}
+    for program, known in zip(graph.space.programs, knowns, strict=True):
+        for node in program.graph.nodes:
+            reader = reader_of(node) if node.op == "call_function" and not node.meta["unread"] else None
+            if reader is not None and reader.weight in known.fixed:
+                found.setdefault(reader.weight.meta.get("tensor") or reader.weight, []).append((reader, known))
+    users = _users(graph)
+    return [_weight(graph, calls, users) for calls in found.values()]
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileFormatError(
-            f"{path} is not a file of weights alone (torch.load, weights_only=True): {reason}"
-        ) from error
+def _users(graph: ChannelGraph) -> dict[str, set[Node]]:
+    """The operations that use a parameter or buffer, in all programs."""
+    users: dict[str, set[Node]] = {}
+    for program in graph.space.programs:
+        for node in program.graph.nodes:
+            if node.meta["op"] == "parameter":
+                users.setdefault(node.meta["tensor"], set()).update(node.users)
+    return users
 
 
-def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise FileFormatError(f"{path} holds no state dict: names with tensors, alone or under 'state_dict' or 'model'")
-    wrapped = bool(value) and all(str(name).startswith("module.") for name in value)
-    return {str(name).removeprefix("module.") if wrapped else str(name): v for name, v in value.items()}
+def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: Mapping[str, set[Node]]) -> Weight:
+    readers = [reader for reader, _ in calls]
+    first, known = calls[0]
+    tensor = known.values[first.weight]
+    groups, outputs, inputs, _ = first.view(tensor).shape
+    each = [k.channels(r.source, r.node, r.source_dim) for r, k in calls]
+    same = torch.stack([row == each[0] for row in each]).all(0)
+    name = first.weight.meta.get("tensor", "")
+    nodes = {r.node for r in readers}
+    return Weight(
+        readers, tensor, torch.where(same, each[0], float("nan")).reshape(groups, inputs),
+        _units(graph, ((r.source, r.source_dim) for r in readers), groups * inputs),
+        _units(graph, ((r.node, r.dim) for r in readers), groups * outputs),
+        _outlet(graph, readers, users),
+        own=bool(name) and users[name] <= nodes and all(r.weight not in (r.source, r.bias) for r in readers),
+    )  # fmt: skip
 
 
-def _check_names(values: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
-    present = {tensor.data_ptr() for name, tensor in state.items() if name in values}
-    missing = [n for n, tensor in state.items() if n not in values and tensor.data_ptr() not in present]
-    if missing:
-        raise FileFormatError(f"{path} lacks {len(missing)} tensors of the model, {missing[0]!r} first")
-    for name, value in values.items():
-        if name not in state:
-            raise FileFormatError(f"{path} holds {name!r}, which the model does not have; {closest(name, state)}")
-        if value.shape != state[name].shape:
-            raise FileFormatError(
-                f"{path}: {name} has the shape {tuple(value.shape)}, the model {tuple(state[name].shape)}"
-            )
+def _units(graph: ChannelGraph, values: Iterable[tuple[Node, int]], size: int) -> IntArray:
+    """The unit of each index of a dimension; 0 where calls or other dimensions disagree."""
+    roots = graph.space.couplings.roots()
+    found: IntArray | None = None
+    for node, dim in values:
+        labels = graph.space.values[node]
+        coordinate = labels.along(dim) if isinstance(labels, Labels) else None
+        units = np.zeros((size, 1), np.int64) if coordinate is None else np.moveaxis(roots[coordinate], dim, 0)
+        rows = units.reshape(size, -1)
+        vector = np.where((rows == rows[:, :1]).all(1), rows[:, 0], 0)
+        found = vector if found is None else np.where(found == vector, vector, 0)
+    return np.zeros(size, np.int64) if found is None else found
+
+
+def _outlet(graph: ChannelGraph, readers: Sequence[Reader], users: Mapping[str, set[Node]]) -> Outlet:
+    """A bias that nothing else uses; else the mean of the batch norm that follows; else a bias that is new."""
+    nodes = {r.node for r in readers}
+    biases = {r.bias for r in readers}
+    if biases == {None}:
+        trained = {p.graph for p in graph.space.programs if p.training}
+        means = _means(nodes, users, trained)
+        return Outlet(means=means) if means else Outlet(modules=_modules(graph, readers))
+    names = {b.meta.get("tensor", "") for b in biases if b is not None}
+    if None in biases or any(not n or not users[n] <= nodes for n in names):
+        return Outlet()
+    if any(r.bias in (r.source, r.weight) for r in readers):
+        return Outlet()
+    return Outlet(biases=tuple(sorted(names)))
+
+
+def _means(nodes: set[Node], users: Mapping[str, set[Node]], trained: set[Graph]) -> tuple[str, ...]:
+    """The running means of the batch norms that alone read these results, and read nothing else."""
+    norms = {user for node in nodes for user in node.users}
+    means = set()
+    for norm in norms:
+        mean = norm.args[1] if norm.target is nn.functional.batch_norm and len(norm.args) > 1 else None
+        of_batch = norm.kwargs.get("training", norm.args[5] if len(norm.args) > 5 else False)
+        if not isinstance(mean, Node) or norm.args[0] not in nodes or (of_batch and norm.graph not in trained):
+            return ()
+        means.add(mean.meta.get("tensor", ""))
+    return tuple(sorted(means)) if all(m in users and users[m] <= norms for m in means) else ()
+
+
+def _modules(graph: ChannelGraph, readers: Sequence[Reader]) -> tuple[str, ...]:
+    """The plain linear layers and convolutions that make these calls, if they can be given a bias."""
+    paths = {r.node.meta["path"] for r in readers}
+    for path in paths:
+        module = graph.space.modules[path]
+        weight = graph.space.tensors.get(readers[0].weight.meta.get("tensor", ""))
+        if not width_of_bias(module) or module.weight is not weight:
+            return ()
+    return tuple(sorted(paths))

@@ -18,24 +18,24 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector errors frames labels nn nodes ops regularize sizes version
-    composition copying importance.processes program rules.checks rules.zeros schedules specs swaps weights
-    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
+    checkpoint composition copying importance.processes program readers rules.checks rules.zeros schedules specs swaps
+    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes unmask
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
-    mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
-    inflate optimizers rules storage verify
-    analysis checkpoints readers report
+    constant_rules mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
+    constants inflate optimizers rules storage verify
+    analysis progress report roles
     explanation kinds
     graph
-    constraints importance.normalization settlement
-    importance.base
-    importance.activations importance.gradients importance.weights
+    constraints importance.normalization promote settlement weights
+    importance.base liveness
+    folding importance.activations importance.gradients importance.weights
     importance
     selection
     budget
     planning
     api
-    demo iterate
-    callbacks cli
+    demo iterate shrink
+    callbacks cli sparsity
     __main__ structprune
 """
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.split("\n")) for name in names.split()}
