@@ -30,6 +30,9 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
     for name in plan.scales:
         if name not in plan.kept:
             raise PlanError(f"the plan scales {name!r}, which it does not cut")
+    for name in plan.shifts:
+        if name not in plan.scales:
+            raise PlanError(f"the plan shifts {name!r}, which it does not scale")
     _check_attributes(plan, modules_of(model), {id(t): n for n, t in tensors.items()})
 
 

@@ -22,7 +22,8 @@ class PruningPlan:
     zeroing everything else in the original is the masked original. `tensors` does so for plain tensor attributes,
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
-    substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
+    substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them,
+    and `shifts` to what is added after that.
     `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
@@ -31,6 +32,7 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
     stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
@@ -61,6 +63,7 @@ class PruningPlan:
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "shifts": dict(sorted(self.shifts.items())),
             "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
@@ -93,8 +96,8 @@ class PruningPlan:
         fields = _typed(data, dict, "$")
         if fields.get("schema") != SCHEMA:
             raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "stock", "notes"}
-        _keys(fields, expected, "$")
+        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "shifts", "stock"}
+        _keys(fields, expected | {"notes"}, "$")
         sizes: dict[str, dict[int, int]] = {}
         kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
         attributes: dict[str, dict[str, Any]] = {}
@@ -111,12 +114,16 @@ class PruningPlan:
             if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
                 raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
-        scales = {}
-        for name, scale in _typed(fields["scales"], dict, "$.scales").items():
-            scales[name] = _typed(scale, float, f"$.scales.{name}")
+        scales, shifts = (
+            {
+                name: _typed(number, float, f"$.{key}.{name}")
+                for name, number in _typed(fields[key], dict, f"$.{key}").items()
+            }
+            for key in ("scales", "shifts")
+        )
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
-        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, fingerprint, notes)
+        return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, fingerprint, notes)
 
 
 def unregistered(swap: str) -> str:

@@ -184,25 +184,29 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
         if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
             stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
             sizes[norm.path] = {0: len(gone)}
-    swaps, scales = _substitutes(graph, view, set(kept), attributes)
+    swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
     registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
-    return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, graph.fingerprint, notes)
+    return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, graph.fingerprint, notes)
 
 
 def _substitutes(
     graph: ChannelGraph, view: View, touched: set[str], attributes: dict[str, dict[str, Any]]
-) -> tuple[dict[str, tuple[str, int]], dict[str, float]]:
+) -> tuple[dict[str, tuple[str, int]], dict[str, float], dict[str, float]]:
     """The modules to swap, and what to fold into weights; `attributes` gets what goes with them."""
     swaps: dict[str, tuple[str, int]] = {}
     scales: dict[str, float] = {}
+    shifts: dict[str, float] = {}
     for norm in graph.space.norms:
         left = int((~view.removed[norm.labels]).sum())
         if left == len(norm.labels):
             continue
         values = attributes.setdefault(norm.path, {})
         if isinstance(norm, Fold):
-            scales[norm.parameter] = math.sqrt(len(norm.labels) / left)
+            scale = math.sqrt(len(norm.labels) / left)
+            scales[norm.parameter] = scale
+            if norm.offset:
+                shifts[norm.parameter] = norm.offset * (scale - 1)
             values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
             if norm.shape:
                 values[norm.shape] = (left,)
@@ -214,7 +218,7 @@ def _substitutes(
         known = swap_for(type(module))
         if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
             swaps[path] = (known.name, 0)
-    return swaps, scales
+    return swaps, scales, shifts
 
 
 def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         index = _Index()
         sliced = {id(t): slice_tensor(t, plan.cut.get(name, {}), index) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
-            sliced[id(tensors[name])].mul_(scale)
+            sliced[id(tensors[name])].mul_(scale).add_(plan.shifts.get(name, 0.0))
     if inplace:
         _replace(model, sliced)
         small = model

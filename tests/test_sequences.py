@@ -185,6 +185,27 @@ class WrittenRms(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+class Spelled(WrittenRms):
+    """Other ways of writing it."""
+
+    def __init__(self, width: int, spelling: str) -> None:
+        super().__init__(width)
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = 1 if self.spelling == "channels first" else -1
+        mean = x.pow(2).mean(dim, keepdim=True)
+        if self.spelling == "one added to the weight":  # Gemma
+            return (x * torch.rsqrt(mean + self.eps)).to(x) * (1.0 + self.weight.double())
+        if self.spelling == "a square root":
+            return x / torch.sqrt(self.eps + mean) * self.weight
+        if self.spelling == "a power":
+            return x * (mean + self.eps) ** -0.5 * self.weight
+        if self.spelling == "a positive power":
+            return x / (mean + self.eps) ** 0.5 * self.weight
+        return x * (mean + self.eps).rsqrt() * self.weight.view(1, -1, 1, 1)
+
+
 class ChannelsFirst(nn.LayerNorm):
     """A subclass with a forward of its own."""
 
@@ -199,6 +220,10 @@ NORMS = {
     "rms norm": lambda: nn.RMSNorm(24, eps=1e-5),
     "rms norm with the default eps": lambda: nn.RMSNorm(24),
     "rms norm by hand": lambda: WrittenRms(24),
+    "rms norm with one added to the weight": lambda: Spelled(24, "one added to the weight"),
+    "rms norm with a square root": lambda: Spelled(24, "a square root"),
+    "rms norm with a power": lambda: Spelled(24, "a power"),
+    "rms norm with a positive power": lambda: Spelled(24, "a positive power"),
 }
 
 
@@ -219,6 +244,7 @@ IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
         (nn.GroupNorm(1, 24), 12),
         (nn.GroupNorm(24, 24), 12),
         (ChannelsFirst(24), 12),
+        (Spelled(24, "channels first"), 12),
     ],
     ids=str,
 )

@@ -34,13 +34,17 @@ class Swap:
 
 @dataclass(frozen=True)
 class Fold:
-    """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept."""
+    """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept.
+
+    Where the code multiplies by `offset + parameter`, it is the sum that is scaled.
+    """
 
     parameter: str
     path: str
     attribute: str
     labels: IntArray
     shape: str = field(default="")  # an attribute that holds the normalised shape, if there is one
+    offset: float = 0.0
 
 
 @rule("batch_norm", "instance_norm")
@@ -172,37 +176,55 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
 
 
 def _written_rms(site: Site, labels: IntArray) -> Fold | None:
-    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere."""
+    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere; or (1 + weight) * ..."""
     if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
         return None
     eps = _only_user(site.node, "add")
-    root = _only_user(eps, "rsqrt")
-    scaled = _only_user(root, "mul")
+    root = _only_user(eps, "rsqrt", "sqrt", "pow")
+    inverse = root is not None and (root.meta["op"] == "rsqrt" or (root.meta["op"] == "pow" and root.args[1] == -0.5))
+    scaled = _only_user(root, "mul" if inverse else "div")
     out = _only_user(scaled, "mul")
-    if eps is None or scaled is None or out is None:
+    if eps is None or root is None or scaled is None or out is None:
+        return None
+    if not inverse and ((root.meta["op"] == "pow" and root.args[1] != 0.5) or scaled.args[0] is root):
         return None
     constants = [a for a in eps.args if isinstance(a, float)]
-    weights = [w for w in map(_unconverted, out.all_input_nodes) if w.meta["op"] == "parameter"]
-    if len(constants) != 1 or len(weights) != 1 or not all(foldable(w) for w in weights):
+    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]
+    if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
         return None
     name = site.attribute_holding(constants[0])
-    return Fold(weights[0].meta["tensor"], site.path, name, labels) if name else None
+    return Fold(weights[0][0].meta["tensor"], site.path, name, labels, "", weights[0][1]) if name else None
 
 
-def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
-    """The one operation that reads a value, if it is `op`; conversions of dtype are looked through."""
+def _scale(node: fx.Node) -> tuple[fx.Node, float] | None:
+    """A parameter, or a number added to one, and the number."""
+    node, offset = _unconverted(node), 0.0
+    if node.meta["op"] == "add" and len(node.users) == 1:
+        numbers = [a for a in node.args if isinstance(a, int | float)]
+        if len(numbers) != 1 or len(node.args) != 2 or node.kwargs or node.meta["inplace"]:
+            return None
+        node, offset = _unconverted(node.all_input_nodes[0]), float(numbers[0])
+    return (node, offset) if node.meta["op"] == "parameter" else None
+
+
+_CONVERSIONS = frozenset({"to", "float", "type_as", "half", "double", "bfloat16"})
+_LAYOUTS = frozenset({"view", "reshape", "unsqueeze"})
+
+
+def _only_user(node: fx.Node | None, *ops: str) -> fx.Node | None:
+    """The one operation that reads a value, if it is one of `ops`; conversions of dtype are looked through."""
     while node is not None:
         users = list(node.users)
         if len(users) != 1:
             return None
         node = users[0]
-        if node.meta["op"] not in ("to", "float", "type_as", "half", "double"):
-            return node if node.meta["op"] == op else None
+        if node.meta["op"] not in _CONVERSIONS:
+            return node if node.meta["op"] in ops else None
     return None
 
 
 def _unconverted(node: fx.Node) -> fx.Node:
-    while node.meta["op"] in ("to", "float", "type_as", "half", "double"):
+    while node.meta["op"] in _CONVERSIONS | _LAYOUTS and len(node.users) == 1:
         node = node.all_input_nodes[0]
     return node
 
