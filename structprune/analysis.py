@@ -293,7 +293,7 @@ class Space:
             if name in self.parameters:
                 factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
                 return view.shape(self.parameters[name])[row.dim] * factor
-        return int(getattr(self.modules[leaf.module], leaf.name))
+        return leaf.read(self.modules[leaf.module])
 
     def attributes(self, view: View) -> dict[AttributeOf, int]:
         """Every module attribute that a plan changes, with its new value."""
@@ -301,7 +301,7 @@ class Space:
         changed = {}
         for leaf in wanted:
             value = view.leaf(leaf)
-            if value != getattr(self.modules[leaf.module], leaf.name):
+            if value != leaf.read(self.modules[leaf.module]):
                 changed[leaf] = value
         return changed
 

@@ -58,7 +58,10 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
     for path, values in plan.attributes.items():
         for key, value in values.items():
             found = vars(modules[path]).get(key)
-            if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
+            several = len(found) if isinstance(found, tuple | list) else None
+            if type(found) not in (int, float, tuple, list) or several != (
+                len(value) if isinstance(value, tuple) else None
+            ):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
     for path, (name, _) in plan.swaps.items():
         if name not in known_swaps():

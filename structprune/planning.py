@@ -177,7 +177,12 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
             sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
-        attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
+        values = attributes.setdefault(leaf.module, {})
+        if leaf.index is None:
+            values[leaf.name] = int(value)
+        else:
+            several = values.get(leaf.name, tuple(getattr(graph.space.modules[leaf.module], leaf.name)))
+            values[leaf.name] = (*several[: leaf.index], int(value), *several[leaf.index + 1 :])
     stock: Kept = {}
     for norm in graph.space.norms:
         gone = view.removed[norm.labels]

@@ -28,10 +28,16 @@ class DimOf:
 
 @dataclass(frozen=True)
 class AttributeOf:
-    """An integer attribute of a module, by the module's path."""
+    """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its index."""
 
     module: str
     name: str
+    index: int | None = None
+
+    def read(self, owner: Any) -> int:
+        """The number that the module holds now."""
+        value = getattr(owner, self.name)
+        return int(value if self.index is None else value[self.index])
 
 
 @dataclass(frozen=True, eq=False)

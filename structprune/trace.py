@@ -313,6 +313,8 @@ def _trace(
             for key, value in state.items():
                 if type(value) is int:
                     state[key] = Size(value, AttributeOf(path, key))
+                elif type(value) in (tuple, list) and _is_shape(module, value):
+                    state[key] = type(value)(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
         return _run(model, call, recorder)
     finally:
         recorder.restore()
@@ -321,6 +323,12 @@ def _trace(
         for store, content in before:
             store.clear()
             store.update(content)
+
+
+def _is_shape(module: nn.Module, numbers: Sequence[Any]) -> bool:
+    """Whether these may be sizes; those of torch.nn (strides, paddings, kernels) are not."""
+    few = 0 < len(numbers) <= 16 and all(type(n) is int for n in numbers)
+    return few and not type(module).__module__.startswith("torch.nn.")
 
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
