@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from .bookkeeping import mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
 from .program import Program
+from .rewriting import held
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
 from .rules.normalization import Fold, Swap
@@ -293,7 +294,7 @@ class Space:
             if name in self.parameters:
                 factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
                 return view.shape(self.parameters[name])[row.dim] * factor
-        return leaf.read(self.modules[leaf.module])
+        return leaf.pick(held(self.modules[leaf.module], leaf.name))
 
     def attributes(self, view: View) -> dict[AttributeOf, int]:
         """Every module attribute that a plan changes, with its new value."""
@@ -301,7 +302,7 @@ class Space:
         changed = {}
         for leaf in wanted:
             value = view.leaf(leaf)
-            if value != leaf.read(self.modules[leaf.module]):
+            if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value
         return changed
 

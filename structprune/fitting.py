@@ -10,6 +10,7 @@ from .bookkeeping import mirrors
 from .errors import ArgumentTypeError, PlanError
 from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
+from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .swaps import known_swaps, takes
 
 
@@ -55,21 +56,27 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
     for path in (*plan.attributes, *plan.swaps, *plan.stock):
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
-    for path, values in plan.attributes.items():
-        for key, value in values.items():
-            found = vars(modules[path]).get(key)
-            several = len(found) if isinstance(found, tuple | list) else None
-            if type(found) not in (int, float, tuple, list) or several != (
-                len(value) if isinstance(value, tuple) else None
-            ):
-                raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
-    for path, (name, _) in plan.swaps.items():
+    for path, (name, number) in plan.swaps.items():
         if name not in known_swaps():
             raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
         if not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
+        if name == REWRITE and rewritten(type(modules[path])).checksum != number:
+            raise PlanError(
+                f"the plan rewrites {path!r}, but the code of {type(modules[path]).__name__} is not what it was"
+            )
+    for path, values in plan.attributes.items():
+        for key, value in values.items():
+            found = vars(modules[path]).get(key)
+            if key == NUMBERS and plan.swaps.get(path, ("", 0))[0] == REWRITE:
+                found = held(modules[path], NUMBERS)
+            several = len(found) if isinstance(found, tuple | list) else None
+            if type(found) not in (int, float, tuple, list) or several != (
+                len(value) if isinstance(value, tuple) else None
+            ):
+                raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):

@@ -15,6 +15,7 @@ from .importance import NAMED, Importance, Scores
 from .labels import IntArray
 from .plan import Kept, PruningPlan
 from .program import registered_tensors
+from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
 from .swaps import swap_for
@@ -181,7 +182,7 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
         if leaf.index is None:
             values[leaf.name] = int(value)
         else:
-            several = values.get(leaf.name, tuple(getattr(graph.space.modules[leaf.module], leaf.name)))
+            several = values.get(leaf.name, tuple(held(graph.space.modules[leaf.module], leaf.name)))
             values[leaf.name] = (*several[: leaf.index], int(value), *several[leaf.index + 1 :])
     stock: Kept = {}
     for norm in graph.space.norms:
@@ -223,6 +224,8 @@ def _substitutes(
         known = swap_for(type(module))
         if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
             swaps[path] = (known.name, 0)
+        elif NUMBERS in attributes.get(path, ()) and not hasattr(module, NUMBERS):
+            swaps[path] = (REWRITE, rewritten(type(module)).checksum)
     return swaps, scales, shifts
 
 

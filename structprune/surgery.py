@@ -47,7 +47,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
-            setattr(modules[path], name, list(value) if type(vars(modules[path])[name]) is list else value)
+            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small

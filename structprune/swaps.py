@@ -8,8 +8,9 @@ from torch import nn
 
 from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
+from .rewriting import REWRITE, rewritten
 
-NORM = "norm"  # the one swap that depends on a number: the channels that statistics count
+NORM = "norm"  # comes with a number: the channels that statistics count
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def register_swap(rigid: type[nn.Module], free: type[nn.Module], *, name: str = 
             raise ArgumentError(
                 f"{swap.name!r} cannot be registered: {known.name!r} is a swap for {known.rigid.__qualname__} already"
             )
-    if swap.name == NORM:
-        raise ArgumentError(f"{NORM!r} is the name of structprune's own swap; pass another name")
+    if swap.name in (NORM, REWRITE):
+        raise ArgumentError(f"{swap.name!r} is the name of structprune's own swap; pass another name")
     _SWAPS[swap.name] = swap
 
 
 def known_swaps() -> tuple[str, ...]:
     """What a plan may call a swap."""
-    return (NORM, *_SWAPS)
+    return (NORM, REWRITE, *_SWAPS)
 
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
@@ -77,12 +78,17 @@ def stand_ins() -> dict[type[nn.Module], type[nn.Module]]:
 
 def takes(name: str, module: nn.Module) -> bool:
     """Whether a module is what the swap of this name is for."""
+    if name == REWRITE:
+        return rewritten(type(module)) is not None
     return name == NORM or _SWAPS[name].rigid is type(module)
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:
     """Turns a module into its substitute, in place: the parameters stay where they are."""
-    module.__class__ = compensated(type(module), channels) if name == NORM else _SWAPS[name].free
+    if name == NORM:
+        module.__class__ = compensated(type(module), channels)
+    else:
+        module.__class__ = rewritten(type(module)) if name == REWRITE else _SWAPS[name].free
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

@@ -23,8 +23,9 @@ from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .ops import QUERIES, SIZES, operation, python_body
 from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .rewriting import stated
 from .shapes import stand_in, together
-from .sizes import AttributeOf, DimOf, Guard, Size, guarding
+from .sizes import DimOf, Guard, Size, attributes_as_sizes, guarding
 
 _TAG = "_structprune_node"
 
@@ -310,11 +311,9 @@ def _trace(
             if type(module) in stand_ins and "forward" not in state:
                 swapped.append((module, type(module)))
                 module.__class__ = stand_ins[type(module)]
-            for key, value in state.items():
-                if type(value) is int:
-                    state[key] = Size(value, AttributeOf(path, key))
-                elif type(value) in (tuple, list) and _is_shape(module, value):
-                    state[key] = type(value)(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
+                state.update(stated(module))
+            # Those of torch.nn are strides, paddings and kernels.
+            attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
         return _run(model, call, recorder)
     finally:
         recorder.restore()
@@ -323,12 +322,6 @@ def _trace(
         for store, content in before:
             store.clear()
             store.update(content)
-
-
-def _is_shape(module: nn.Module, numbers: Sequence[Any]) -> bool:
-    """Whether these may be sizes; those of torch.nn (strides, paddings, kernels) are not."""
-    few = 0 < len(numbers) <= 16 and all(type(n) is int for n in numbers)
-    return few and not type(module).__module__.startswith("torch.nn.")
 
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:

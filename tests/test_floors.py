@@ -18,7 +18,8 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     errors version collector labels sizes ops bookkeeping nn frames
-    program swaps copying
+    program rewriting copying
+    swaps
     plan
     shapes
     trace
