@@ -110,8 +110,16 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     def extra_repr(self: nn.Module) -> str:
         return ", ".join(part for part in (kind.extra_repr(self), f"statistics over {channels} channels") if part)
 
-    members = {"forward": own, "__reduce_ex__": reduce, "extra_repr": extra_repr, "__module__": __name__, "plain": kind}
-    return type("Compensated" + kind.__name__, (kind,), members)
+    members = {"forward": own, "__reduce_ex__": reduce, "extra_repr": extra_repr, "__module__": __name__}
+    return type(
+        "Compensated" + kind.__name__, (kind, *(compensated(norm, channels) for norm in extended(kind))), members
+    )
+
+
+def extended(kind: type[nn.Module]) -> list[type[nn.Module]]:
+    """The norm of PyTorch whose `forward` that of a subclass may call by `super()`: it is compensated, too."""
+    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    return [norm for norm in norms if issubclass(kind, norm) and kind.forward is not norm.forward]
 
 
 def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .collector import paused
+from .counting import COUNTED
 from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
@@ -18,7 +19,7 @@ from .program import registered_tensors
 from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
-from .swaps import swap_for
+from .swaps import NORM, swap_for
 
 SCOPES = ("local", "global")
 
@@ -216,8 +217,8 @@ def _substitutes(
             values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
             if norm.shape:
                 values[norm.shape] = (left,)
-        elif norm.name == "norm":
-            swaps[norm.path] = ("norm", norm.channels)
+        elif norm.name in (NORM, COUNTED):
+            swaps[norm.path] = (norm.name, norm.channels)
         elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
             values["normalized_shape"] = (left,)
     for path, module in graph.space.modules.items():

@@ -6,27 +6,28 @@ surgery sets them. What cannot be rewritten stays as it is, and keeps its sizes.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import functools
 import inspect
-import textwrap
 import zlib
-from collections.abc import Iterator
-from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
 from .errors import ArgumentError
+from .source import CannotRewriteError, Rewriter, methods_of, names_in, recompiled
 
 RIGID = ("keep", "rewrite")
 NUMBERS = "code_sizes"
 REWRITE = "rewrite"
 
-# A norm is swapped by its call from `forward`: a module cannot be both.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+_IN_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "var", "std", "var_mean", "std_mean", "rsqrt"})
+
+
+def _is_norm(names: set[str]) -> bool:
+    """Whether a method that looks up these names is a norm's: those have swaps of their own, and one is enough."""
+    return bool(_IN_NORMS & names) or {"mean", "sqrt"} <= names
 
 
 def check_rigid(rigid: Any) -> bool:
@@ -52,7 +53,9 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         return None
     numbers: list[int] = []
     try:
-        methods = {name: _rewritten_method(kind, name, numbers) for name in _methods(kind)}
+        if any(_is_norm(set(names_in(getattr(kind, name).__code__))) for name in methods_of(kind)):
+            return None
+        methods = {name: recompiled(kind, name, _Hoist(numbers)) for name in methods_of(kind)}
     except (CannotRewriteError, OSError, TypeError, SyntaxError):  # no source, or not such a source
         return None
     if not numbers:
@@ -92,83 +95,11 @@ def _rebuild(kind: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-class CannotRewriteError(Exception):
-    """This source is beyond us."""
-
-
-def _methods(kind: type[nn.Module]) -> list[str]:
-    """`forward`, and the methods that it calls by `self.name`, directly or through others."""
-    found, queue = [], ["forward"]
-    while queue:
-        name = queue.pop()
-        if name in found:
-            continue
-        method = inspect.getattr_static(kind, name)
-        if not isinstance(method, FunctionType) or (method.__module__ or "").startswith("torch."):
-            if name == "forward":
-                raise CannotRewriteError
-            continue
-        found.append(name)
-        queue += [n for n in _names(method.__code__) if isinstance(_own(kind).get(n), FunctionType)]
-    return found
-
-
-def _own(kind: type) -> dict[str, Any]:
-    """What a class and its bases define, but those of PyTorch."""
-    own = [b for b in reversed(kind.__mro__) if not b.__module__.startswith("torch.") and b is not object]
-    return {name: member for base in own for name, member in vars(base).items()}
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _rewritten_method(kind: type[nn.Module], name: str, numbers: list[int]) -> FunctionType:
-    """The method compiled anew, at the same lines of the same file."""
-    method: FunctionType = inspect.getattr_static(kind, name)
-    if hasattr(method, "__wrapped__") or _NORMS & set(_names(method.__code__)):
-        raise CannotRewriteError
-    lines, first = inspect.getsourcelines(method)
-    definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
-    if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or not definition.args.args:
-        raise CannotRewriteError
-    visitor = _Hoist(definition.args.args[0].arg, numbers)
-    definition.body = [visitor.visit(statement) for statement in definition.body]
-    definition.args.defaults = [ast.Constant(None) for _ in definition.args.defaults]
-    definition.args.kw_defaults = [d and ast.Constant(None) for d in definition.args.kw_defaults]
-    code = _compiled(definition, method.__code__, first)
-    cells = dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
-    made = FunctionType(code, method.__globals__, name, method.__defaults__, tuple(cells[n] for n in code.co_freevars))
-    made.__kwdefaults__ = method.__kwdefaults__
-    made.__qualname__, made.__module__, made.__doc__ = method.__qualname__, method.__module__, method.__doc__
-    return made
-
-
-def _compiled(definition: ast.FunctionDef, like: CodeType, first: int) -> CodeType:
-    """The code of a function that may have variables of enclosing scopes, `__class__` (for `super`) among them."""
-    tree = ast.parse(f"def outer({', '.join(like.co_freevars)}): pass")
-    tree.body[0].body = [ast.increment_lineno(definition, first - 1)]  # type: ignore[attr-defined]
-    flags = like.co_flags & __future__.annotations.compiler_flag
-    code = compile(ast.fix_missing_locations(tree), like.co_filename, "exec", flags, dont_inherit=True)
-    for _ in range(2):
-        code = next(c for c in code.co_consts if isinstance(c, CodeType))
-    return code
-
-
-class _Hoist(ast.NodeTransformer):
+class _Hoist(Rewriter, ast.NodeTransformer):
     """Puts `self.code_sizes[i]` in place of each number from two on."""
 
-    def __init__(self, owner: str, numbers: list[int]) -> None:
-        self.owner = owner
+    def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
-
-    def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, ast.ClassDef | ast.Match | ast.Global | ast.Nonlocal):
-            raise CannotRewriteError
-        return super().visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if type(node.value) is not int or node.value < 2:
@@ -199,8 +130,3 @@ class _Hoist(ast.NodeTransformer):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.value = self.visit(node.value) if node.value is not None else None
         return node
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if node.attr.startswith("__") and not node.attr.endswith("__"):  # mangled inside a class
-            raise CannotRewriteError
-        return self.generic_visit(node)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .counting import COUNTED, counted, ghosts
 from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
 from .rewriting import REWRITE, rewritten
 
-NORM = "norm"  # comes with a number: the channels that statistics count
+NORM = "norm"
+_OWN = (NORM, COUNTED, REWRITE)  # the first two come with a number: the channels that statistics count
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ def register_swap(rigid: type[nn.Module], free: type[nn.Module], *, name: str = 
             raise ArgumentError(
                 f"{swap.name!r} cannot be registered: {known.name!r} is a swap for {known.rigid.__qualname__} already"
             )
-    if swap.name in (NORM, REWRITE):
+    if swap.name in _OWN:
         raise ArgumentError(f"{swap.name!r} is the name of structprune's own swap; pass another name")
     _SWAPS[swap.name] = swap
 
 
 def known_swaps() -> tuple[str, ...]:
     """What a plan may call a swap."""
-    return (NORM, REWRITE, *_SWAPS)
+    return (*_OWN, *_SWAPS)
 
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
@@ -80,15 +82,20 @@ def takes(name: str, module: nn.Module) -> bool:
     """Whether a module is what the swap of this name is for."""
     if name == REWRITE:
         return rewritten(type(module)) is not None
+    if name == COUNTED:
+        return ghosts(type(module)) is not None
     return name == NORM or _SWAPS[name].rigid is type(module)
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:
     """Turns a module into its substitute, in place: the parameters stay where they are."""
+    kind = type(module)
     if name == NORM:
-        module.__class__ = compensated(type(module), channels)
+        module.__class__ = compensated(kind, channels)
+    elif name == COUNTED:
+        module.__class__ = counted(kind, channels)
     else:
-        module.__class__ = rewritten(type(module)) if name == REWRITE else _SWAPS[name].free
+        module.__class__ = rewritten(kind) if name == REWRITE else _SWAPS[name].free
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .counting import STATISTICS
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .ops import QUERIES, SIZES, operation, python_body
@@ -37,7 +38,7 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
 
 # Operations for which it matters whose `forward` calls them.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", *STATISTICS})
 
 
 class ValuesNeeded(BaseException):

@@ -17,8 +17,8 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames
-    program rewriting copying
+    errors version collector labels sizes ops bookkeeping nn frames source
+    program rewriting counting copying
     swaps
     plan
     shapes
@@ -27,6 +27,7 @@ FLOORS = """
     rules.site
     rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
     rules.shaping rules.indexing rules.normalization rules.recurrent
+    rules.written
     rules
     analysis
     explanation

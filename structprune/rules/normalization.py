@@ -7,7 +7,6 @@ swapped for modules that divide by it (`structprune.nn`). All that needs the rem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch import fx
 
 from ..labels import IntArray, Labels, varying
 from ..sizes import Size
-from .checks import Requirement, View
+from .checks import Requirement
 from .site import Site, rule
 
 NOT_ZERO = "its statistics run over it, and what is removed may not be zero"
@@ -158,81 +157,6 @@ def group_norm(
 def foldable(weight: fx.Node) -> bool:
     """Whether a parameter scales one thing only."""
     return weight.meta["op"] == "parameter" and len(weight.users) == 1
-
-
-@rule("mean")
-def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Over channels only where it is the mean of squares of an RMS norm written out by hand."""
-    from .reduction import dims_of, reduce, sum_zeros
-
-    dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
-    labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
-    if labels is not None and len(varying(labels)) == 1 and site.zero(input):
-        fold = _written_rms(site, labels.reshape(-1))
-        if fold is not None:
-            site.norms.append(Swap(site.path, "stock", labels.size, fold.labels) if site.stock else fold)
-            return sum_zeros(site, input, dims)
-    return reduce(site, input, dims, "mean runs over it")
-
-
-def _written_rms(site: Site, labels: IntArray) -> Fold | None:
-    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere; or (1 + weight) * ..."""
-    if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
-        return None
-    eps = _only_user(site.node, "add")
-    root = _only_user(eps, "rsqrt", "sqrt", "pow")
-    inverse = root is not None and (root.meta["op"] == "rsqrt" or (root.meta["op"] == "pow" and root.args[1] == -0.5))
-    scaled = _only_user(root, "mul" if inverse else "div")
-    out = _only_user(scaled, "mul")
-    if eps is None or root is None or scaled is None or out is None:
-        return None
-    if not inverse and ((root.meta["op"] == "pow" and root.args[1] != 0.5) or scaled.args[0] is root):
-        return None
-    constants = [a for a in eps.args if isinstance(a, float)]
-    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]
-    if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
-        return None
-    name = site.attribute_holding(constants[0])
-    return Fold(weights[0][0].meta["tensor"], site.path, name, labels, "", weights[0][1]) if name else None
-
-
-def _scale(node: fx.Node) -> tuple[fx.Node, float] | None:
-    """A parameter, or a number added to one, and the number."""
-    node, offset = _unconverted(node), 0.0
-    if node.meta["op"] == "add" and len(node.users) == 1:
-        numbers = [a for a in node.args if isinstance(a, int | float)]
-        if len(numbers) != 1 or len(node.args) != 2 or node.kwargs or node.meta["inplace"]:
-            return None
-        node, offset = _unconverted(node.all_input_nodes[0]), float(numbers[0])
-    return (node, offset) if node.meta["op"] == "parameter" else None
-
-
-_CONVERSIONS = frozenset({"to", "float", "type_as", "half", "double", "bfloat16"})
-_LAYOUTS = frozenset({"view", "reshape", "unsqueeze"})
-
-
-def _only_user(node: fx.Node | None, *ops: str) -> fx.Node | None:
-    """The one operation that reads a value, if it is one of `ops`; conversions of dtype are looked through."""
-    while node is not None:
-        users = list(node.users)
-        if len(users) != 1:
-            return None
-        node = users[0]
-        if node.meta["op"] not in _CONVERSIONS:
-            return node if node.meta["op"] in ops else None
-    return None
-
-
-def _unconverted(node: fx.Node) -> fx.Node:
-    while node.meta["op"] in _CONVERSIONS | _LAYOUTS and len(node.users) == 1:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def scale_of(fold: Fold, view: View) -> float:
-    """count / kept"""
-    kept = int((~view.removed[fold.labels]).sum())
-    return len(fold.labels) / kept if kept else math.nan
 
 
 @rule("_weight_norm", "_weight_norm_interface")
