@@ -76,7 +76,7 @@ def _spread(plan: PruningPlan, name: str, like: Tensor, value: Tensor, *, blank:
     dims = plan.cut.get(name, {})
     value = value.detach()
     if name in plan.scales:
-        value = value / plan.scales[name]
+        value = (value - plan.shifts.get(name, 0.0)) / plan.scales[name]
     old = (torch.zeros_like if blank else torch.clone)(like.detach()).to(value.device, value.dtype)
     places = {dim: torch.tensor(indices, device=value.device) for dim, indices in sorted(dims.items())}
     full = value.clone()

@@ -17,14 +17,14 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector errors frames labels nn nodes ops regularize sizes version
-    checkpoint composition copying importance.processes program readers rules.checks rules.zeros schedules specs swaps
-    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes unmask
-    fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
-    constant_rules mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
-    constants inflate optimizers rules storage verify
-    analysis progress report roles
-    explanation kinds
+    bookkeeping collector errors frames labels nn nodes ops regularize sizes source version
+    checkpoint composition copying counting importance.processes program readers rewriting rules.checks rules.zeros schedules specs
+    cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
+    plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules fitting rules.indexing rules.recurrent rules.shaping rules.written stock
+    constants mask rules surgery
+    analysis inflate optimizers roles storage verify
+    explanation kinds progress report
     graph
     constraints importance.normalization promote settlement weights
     importance.base liveness
