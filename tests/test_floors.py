@@ -18,9 +18,9 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector errors frames labels nn nodes ops regularize sizes source version
-    checkpoint composition copying counting importance.processes program readers rewriting rules.checks rules.zeros schedules specs
+    checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
     cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
-    plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    costing plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
     constant_rules fitting rules.indexing rules.recurrent rules.shaping rules.written stock
     constants mask rules surgery
     analysis inflate optimizers roles storage verify
@@ -33,7 +33,7 @@ FLOORS = """
     selection
     budget
     planning
-    api
+    api sensitivity
     demo iterate shrink
     callbacks cli sparsity
     __main__ structprune
