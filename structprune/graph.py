@@ -12,7 +12,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from .analysis import Space
+from .cost import Costs
 from .errors import UnknownNameError, closest
+from .kinds import Kinds
 from .labels import IntArray
 from .readers import contracts, readers
 from .rules.checks import View
@@ -46,13 +48,20 @@ class Group:
     name: str
     slices: tuple[Slice, ...]
     units: IntArray  # unit numbers of the graph
+    kinds: tuple[str, ...] = ("channel",)  # what the units are to the model, of `structprune.kinds.KINDS`
+
+    @property
+    def kind(self) -> str:
+        """The first of `kinds`, most often the only one: a head that is also a slice of a stream has two."""
+        return self.kinds[0]
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __repr__(self) -> str:
         dims = ", ".join(f"{s.name}[{s.dim}]" for s in self.slices[:4])
-        return f"Group({self.name}: {len(self)} units over {dims}{', ...' if len(self.slices) > 4 else ''})"
+        kinds, more = " and ".join(self.kinds), ", ..." if len(self.slices) > 4 else ""
+        return f"Group({self.name}, {kinds}: {len(self)} units over {dims}{more})"
 
 
 class ChannelGraph:
@@ -127,10 +136,17 @@ class ChannelGraph:
                 tensor, reader = self.space.tensors[name], self._readers.get(name, "")
                 slices[i].append(Slice(name, dim, indices, position[own], produces, tensor, consumes, reader))
         found = []
+        kinds = Kinds(self.space)
         for i in first_seen:
-            lead = next(s for s in slices[i] if s.produces)
-            found.append(Group(lead.name.removesuffix(".weight"), tuple(slices[i]), first_seen[i]))
+            made = [s for s in slices[i] if s.produces]
+            described = kinds.of(first_seen[i], len({s.name for s in made if s.tensor.ndim > 1}))
+            found.append(Group(made[0].name.removesuffix(".weight"), tuple(slices[i]), first_seen[i], described))
         return tuple(found)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Parameters and MACs as functions of the units that are kept."""
+        return Costs(self)
 
     @cached_property
     def fixed(self) -> dict[str, str]:

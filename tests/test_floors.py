@@ -24,12 +24,14 @@ FLOORS = """
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
     analysis readers report
-    explanation
+    cost explanation kinds
     graph
-    cost importance.normalization
+    importance.normalization constraints settlement
     importance.base
     importance.activations importance.gradients importance.weights
     importance
+    selection
+    budget
     planning
     api
     demo structprune
