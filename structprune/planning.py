@@ -79,13 +79,10 @@ def plan(
     if not isinstance(graph, ChannelGraph):
         raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
     request = _read_request(graph, ratio, target, scope, allocation)
-    measure = find_importance(importance)
     constraints = read_constraints(graph, exclude, include, ratios, min_ratio, max_ratio, round_to)
-    _check_limits(request.ratio, constraints)
+    _check_limits(ratio, constraints)
     groups = _included(graph, constraints)
-    scores = [_scores(measure, group) for group in groups]
-    if scope == "global" or allocation == "knapsack":
-        scores = _comparable(groups, scores)
+    scores = rank(graph, groups, importance, scope == "global" or allocation == "knapsack")
     with paused():
         return _settled(graph, groups, scores, constraints, request)
 
@@ -146,6 +143,16 @@ def _check_limits(ratio: float | None, constraints: Constraints) -> None:
             f"ratio must be between min_ratio and max_ratio; {ratio!r} is not between "
             f"{constraints.min_ratio!r} and {constraints.max_ratio!r}"
         )
+
+
+def rank(graph: ChannelGraph, groups: list[Group], importance: Any, across: bool = False) -> list[Scores]:
+    """The scores of every group's units; `across` makes them comparable across groups."""
+    measure = find_importance(importance)
+    prepare = getattr(measure, "prepare", None)
+    if callable(prepare):
+        prepare(graph)
+    scores = [_scores(measure, group) for group in groups]
+    return _comparable(groups, scores) if across else scores
 
 
 def find_importance(importance: Any) -> Importance:

@@ -150,8 +150,7 @@ def test_random_targets_on_random_architectures(
     graph = sp.analyze(model, x)
     try:
         plan = sp.plan(graph, target=target, scope=how[0], allocation=how[1], round_to=round_to)
-    except (sp.NothingToPruneError, sp.TargetError) as error:
-        assert str(error)
+    except (sp.NothingToPruneError, sp.TargetError):
         return
     assert_costs_agree(model, x, plan, graph)
     small = sp.apply(plan, model)
