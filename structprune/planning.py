@@ -14,7 +14,7 @@ from .collector import paused
 from .constraints import Choice, Constraints, Selector, check_ratio, read_constraints
 from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError, TargetError
 from .graph import ChannelGraph, Group
-from .importance import NAMED, Importance, Scores
+from .importance import NAMED, Importance, Scores, normalization_of, normalized
 from .labels import IntArray
 from .plan import PruningPlan
 from .selection import Ladder, everywhere, ladders, local, removed
@@ -148,11 +148,11 @@ def _check_limits(ratio: float | None, constraints: Constraints) -> None:
 def rank(graph: ChannelGraph, groups: list[Group], importance: Any, across: bool = False) -> list[Scores]:
     """The scores of every group's units; `across` makes them comparable across groups."""
     measure = find_importance(importance)
-    prepare = getattr(measure, "prepare", None)
-    if callable(prepare):
-        prepare(graph)
+    how = normalization_of(measure)
+    if hasattr(measure, "prepare"):
+        measure.prepare(graph)
     scores = [_scores(measure, group) for group in groups]
-    return _comparable(groups, scores) if across else scores
+    return normalized(groups, scores, how) if across else scores
 
 
 def find_importance(importance: Any) -> Importance:
