@@ -22,6 +22,7 @@ from .inflate import inflate
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
+from .sensitivity import Sensitivity, sensitivity
 from .storage import load, save
 from .swaps import register_swap
 from .verify import Verification
@@ -41,6 +42,7 @@ __all__ = [
     "PruningPlan",
     "Report",
     "Result",
+    "Sensitivity",
     "Slice",
     "StructPruneError",
     "TargetError",
@@ -60,5 +62,6 @@ __all__ = [
     "prune",
     "register_swap",
     "save",
+    "sensitivity",
     "verify",
 ]

@@ -76,18 +76,23 @@ def plan(
     NothingToPruneError with the reasons if every unit is fixed or excluded, and TargetError with the least that
     can be reached if a target cannot be met.
     """
-    if not isinstance(graph, ChannelGraph):
-        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
+    check_graph(graph)
     request = _read_request(graph, ratio, target, scope, allocation)
     constraints = read_constraints(graph, exclude, include, ratios, min_ratio, max_ratio, round_to)
     _check_limits(ratio, constraints)
-    groups = _included(graph, constraints)
+    groups = included(graph, constraints)
     scores = rank(graph, groups, importance, scope == "global" or allocation == "knapsack")
     with paused():
         return _settled(graph, groups, scores, constraints, request)
 
 
 # -- arguments ------------------------------------------------------------------------------------------------
+
+
+def check_graph(graph: Any) -> None:
+    """What is passed for a graph is one."""
+    if not isinstance(graph, ChannelGraph):
+        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,8 @@ def find_importance(importance: Any) -> Importance:
     return importance
 
 
-def _included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
+def included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
+    """The groups that may shrink. Raises NothingToPruneError if none of them can lose anything."""
     groups = [group for group in graph.groups if constraints.allow(group)]
     if not any(len(g) > 1 for g in groups):
         reasons = [f"{count} x {why}" for why, count in graph.reasons().items()]

@@ -33,6 +33,7 @@ FLOORS = """
     selection
     budget
     planning
+    sensitivity
     api
     demo structprune
     cli
