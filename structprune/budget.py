@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .cost import Costs, FloatArray
+from .counting import Costs, FloatArray
 from .labels import IntArray
 from .selection import Ladder, Positions
 
@@ -68,7 +68,7 @@ class Budget:
 
     def used(self, kept: npt.NDArray[Any]) -> FloatArray:
         """The cost of numbers of kept units, relative to each target: [targets, plans]."""
-        found = self.costs.count(kept)
+        found = self.costs.count(kept, self.limits)
         return np.stack([found[name] / limit for name, limit in self.limits.items()])
 
     def kept(self, positions: Sequence[int]) -> IntArray:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .analysis import Space
-from .cost import Costs
+from .counting import Costs
 from .errors import UnknownNameError, closest
 from .kinds import Kinds
 from .labels import IntArray
@@ -145,7 +145,7 @@ class ChannelGraph:
 
     @cached_property
     def costs(self) -> Costs:
-        """Parameters and MACs as functions of the units that are kept."""
+        """MACs, parameters and memory as functions of the units that are kept."""
         return Costs(self)
 
     @cached_property

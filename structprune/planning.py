@@ -51,9 +51,10 @@ def plan(
             made comparable by the importance's `normalize`, which divides by their group's mean unless it says
             otherwise). One unit of every group always stays.
         target: what to keep of the model instead, `{"macs": 0.5, "params": 4_000_000}`: numbers up to 1 are
-            fractions of the original, larger ones absolute. Every target is met from below, as closely as whole
-            units allow. With `scope="local"` all groups lose about the same fraction, with `"global"` units
-            compete by score across groups.
+            fractions of the original, larger ones absolute. `"memory"` is in bytes: parameters, buffers, and
+            the largest sum of the values that are alive at once in an eager call without gradients. Every target
+            is met from below, as closely as whole units allow. With `scope="local"` all groups lose about the
+            same fraction, with `"global"` units compete by score across groups.
         allocation: how a target is met. `"threshold"` removes what scores least; `"knapsack"` what loses least
             score for the cost it saves.
         exclude: what keeps all its filters: patterns of layers or parameters (`"layer1.*"`, `"fc"`), modules of
@@ -227,7 +228,7 @@ def _settled(
 
 
 def _met(graph: ChannelGraph, gone: IntArray, request: Request) -> bool:
-    found = graph.costs.count(graph.costs.totals - graph.costs.of(gone))
+    found = graph.costs.count(graph.costs.totals - graph.costs.of(gone), request.limits)
     return all(float(found[name][0]) <= limit for name, limit in request.limits.items())
 
 
@@ -272,4 +273,4 @@ def _least(graph: ChannelGraph, name: str, constraints: Constraints) -> float:
     groups = [group for group in graph.groups if constraints.allow(group)]
     gone = [group.units[: constraints.stops(group, len(group))[-1]] for group in groups]
     units = np.concatenate([np.zeros(0, np.int64), *gone])
-    return float(graph.costs.count(graph.costs.totals - graph.costs.of(units))[name][0])
+    return float(graph.costs.count(graph.costs.totals - graph.costs.of(units), [name])[name][0])

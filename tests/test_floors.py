@@ -24,7 +24,8 @@ FLOORS = """
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
     analysis readers report
-    cost explanation kinds
+    cost explanation kinds memory
+    counting
     graph
     importance.normalization constraints settlement
     importance.base
