@@ -1,6 +1,6 @@
 """structprune: PyTorch models made genuinely smaller, exactly."""
 
-from . import importance
+from . import importance, regularize
 from .api import Result, analyze, apply, explain, mask, prune, verify
 from .errors import (
     ArgumentError,
@@ -51,6 +51,7 @@ __all__ = [
     "mask",
     "plan",
     "prune",
+    "regularize",
     "save",
     "verify",
 ]

@@ -32,7 +32,7 @@ FLOORS = """
     importance.normalization importance.processes importance.watcher cost
     importance.base importance.streaming importance.statistics
     importance.weights importance.activations importance.gradients
-    importance
+    importance regularize
     planning
     surgery mask
     verify storage
