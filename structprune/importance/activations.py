@@ -133,8 +133,9 @@ class ActivationNorm(ActivationCriterion):
 
     Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS
     2024, with the aggregation they found best: the mean magnitude over positions, then the L2 norm over samples
-    (here the root of the mean square, so that the number of samples does not matter). `slices="producers"`
-    takes the activations as the filters make them, before norm and activation function.
+    (here the root of the mean square, so that the number of samples does not matter). The first dimension of a
+    value counts as its samples; inside `nn.MultiheadAttention` that is the position. `slices="producers"` takes
+    the activations as the filters make them, before norm and activation function.
     """
 
     statistic = Magnitude()

@@ -150,7 +150,7 @@ def check_loss(loss: Any, number: int) -> None:
             "the loss carries no gradient: it does not depend on the model's parameters, or was made under no_grad"
         )
     if not bool(loss.isfinite()):
-        raise NonFiniteError(f"the loss of batch {number} is {float(loss)}")
+        raise NonFiniteError(f"the loss of batch {number} is {float(loss.detach())}")
 
 
 def _along(product: Tensor, dim: int) -> Scores:
