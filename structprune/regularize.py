@@ -25,6 +25,7 @@ from .graph import ChannelGraph, Group, Slice
 from .importance.base import Criterion
 from .importance.weights import is_scale
 from .plan import PruningPlan
+from .planning import check_patterns
 
 
 class GroupLasso:
@@ -173,8 +174,7 @@ def _total(values: Iterable[Tensor]) -> Tensor:
 def _groups(graph: ChannelGraph, exclude: str | Iterable[str]) -> list[Group]:
     """The groups that have something to remove and are not excluded."""
     _check_graph(graph)
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    out = {name for pattern in patterns for name in graph.matching(pattern)}
+    out = {name for pattern in check_patterns(exclude) for name in graph.matching(pattern)}
     return [g for g in graph.groups if len(g) > 1 and not any(s.produces and s.name in out for s in g.slices)]
 
 

@@ -32,9 +32,9 @@ FLOORS = """
     importance.normalization importance.processes importance.watcher cost
     importance.base importance.streaming importance.statistics
     importance.weights importance.activations importance.gradients
-    importance regularize
+    importance
     planning
-    surgery mask
+    surgery mask regularize
     verify storage
     report
     api
