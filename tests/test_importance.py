@@ -423,6 +423,21 @@ def test_the_model_is_left_as_it_was(train: bool) -> None:
         assert [p.grad is None for p in model.parameters()].count(False) == 1
 
 
+def unreachable(*args: Any) -> Any:
+    raise AssertionError("a compiler was asked")
+
+
+def test_compiled_modules_run_as_they_are_written() -> None:
+    model = net()
+    graph = sp.analyze(model, images()[0][0])
+    expected = [prepared(criterion, graph)(graph.groups[0]) for criterion in every(images())]
+    model[3].compile(backend=unreachable)
+    compiled = vars(model[3])["_compiled_call_impl"]
+    for criterion, scores in zip(every(images()), expected, strict=True):
+        np.testing.assert_array_equal(prepared(criterion, graph)(graph.groups[0]), scores)
+    assert vars(model[3])["_compiled_call_impl"] is compiled
+
+
 def test_frozen_parameters_are_scored_alike() -> None:
     model = net()
     graph = sp.analyze(model, images()[0][0])
@@ -600,6 +615,7 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] =
     "no loader": (lambda: imp.Wanda(None), sp.ArgumentTypeError, ["loader", "NoneType"]),  # type: ignore[arg-type]
     "batches": (lambda: imp.Wanda([], batches=0), sp.ArgumentError, ["batches", "0"]),
     "batches, fraction": (lambda: imp.Wanda([], batches=0.5), sp.ArgumentTypeError, ["batches", "0.5"]),  # type: ignore[arg-type]
+    "inputs": (lambda: imp.Wanda([], inputs=0), sp.ArgumentTypeError, ["inputs", "int"]),  # type: ignore[arg-type]
     "no loss": (lambda: imp.Taylor("mse"), sp.ArgumentTypeError, ["loss", "function", "str"]),  # type: ignore[arg-type]
 }
 
