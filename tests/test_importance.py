@@ -423,6 +423,15 @@ def test_the_model_is_left_as_it_was(train: bool) -> None:
         assert [p.grad is None for p in model.parameters()].count(False) == 1
 
 
+def test_modes_without_gradients_do_not_matter() -> None:
+    graph = sp.analyze(net(), images()[0][0])
+    expected = [prepared(criterion, graph)(graph.groups[0]) for criterion in every(images())]
+    criteria = every(images())
+    with torch.inference_mode():
+        for criterion, scores in zip(criteria, expected, strict=True):
+            np.testing.assert_array_equal(prepared(criterion, graph)(graph.groups[0]), scores)
+
+
 def unreachable(*args: Any) -> Any:
     raise AssertionError("a compiler was asked")
 
@@ -488,6 +497,37 @@ def test_batches_in_the_forms_that_loaders_have() -> None:
     ]
     for scores in found:
         np.testing.assert_array_equal(scores, found[0])
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_progress_is_shown_on_terminals(show: bool, monkeypatch: Any, capsys: Any) -> None:
+    graph = sp.analyze(net(), images()[0][0])
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes anything for a terminal
+        for criterion in every(iter(images() * 6), progress=show, batches=3):
+            criterion.prepare(graph)
+            shown = capsys.readouterr()
+            assert shown.out == ""
+            assert (type(criterion).__name__ in shown.err) == (terminal and show)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_scores_on_an_accelerator() -> None:
+    """The same as on the CPU; batches are moved to the model."""
+    named = [make() for make in imp.NAMED.values()]
+    model, found = net(), []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        graph = sp.analyze(model, images()[0][0].to(device))
+        for criterion in every(images()):
+            criterion.prepare(graph)
+            found.append(criterion(graph.groups[0]))
+        found += [criterion(graph.groups[0]) for criterion in named]
+    half = len(found) // 2
+    for one, other in zip(found[:half], found[half:], strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-8)
 
 
 # -- comparing groups -----------------------------------------------------------------------------------------
