@@ -4,10 +4,11 @@
 
 A residual network of 20 layers and a VGG-like one learn 1437 images of handwritten digits. Each importance ranks
 all their channels together and removes as many as leave at most the given share of the MACs, at once; the 360
-other images are then classified before and after fine-tuning (the same few epochs for all). Structprune's
-importances and Torch-Pruning's have their own default options, except that both rank globally; what needs data
-gets the same 512 training images. The last layer's classes stay. MACs are counted by PyTorch's FlopCounterMode
-on the pruned models. Accuracies are means over the seeds, with their standard deviation.
+other images are then classified, as the network is, and at a tenth of the MACs after two epochs of fine-tuning.
+Structprune's importances and Torch-Pruning's (TP) have their default options, except that both rank globally and
+as named; what needs data gets the same 512 training images. The last layer's classes stay. MACs are counted by
+PyTorch's FlopCounterMode on the pruned models. Accuracies, in percent, are means over the seeds, with their
+standard deviation; the last column says which shares of the MACs were left on average.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from structprune import importance as imp
 from .harness import RESULTS, Row, load_rows, save_rows, table, write_markdown
 
 NAME = "accuracy"
-LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.1)  # shares of the MACs that are kept
-TUNED = 0.1
+SHOWN = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the MACs that are kept
+TUNED = 0.1  # and before fine-tuning
+LEVELS = (*SHOWN, TUNED)
 TEST, CALIBRATION, BATCH = 360, 512, 64
 EPOCHS, TUNING = 12, 2
 
@@ -288,7 +290,7 @@ def measure(name: str, seed: int) -> Iterator[Row]:
         yield row
 
 
-HEADER = ("importance", *(f">{level:.0%} of MACs" for level in LEVELS), f">{TUNED:.0%}, fine-tuned", ">MACs left, %")
+HEADER = ("importance", *(f">{level:.0%} of MACs" for level in SHOWN), f">{TUNED:.0%}, fine-tuned", ">MACs left, %")
 
 
 def mean(values: list[float]) -> str:
@@ -299,7 +301,7 @@ def mean(values: list[float]) -> str:
 
 def line(method: str, rows: list[Row]) -> list[Any]:
     """One row of the table."""
-    each = [mean([row["at once"][i] for row in rows]) for i in range(len(LEVELS))]
+    each = [mean([row["at once"][i] for row in rows]) for i in range(len(SHOWN))]
     left = " / ".join(f"{100 * statistics.mean(row['left'][i] for row in rows):.0f}" for i in range(len(LEVELS)))
     return [method, *each, mean([row["tuned"] for row in rows]), left]
 
@@ -320,26 +322,31 @@ def report(rows: dict[str, Row]) -> None:
     plot(rows)
 
 
+PLOTTED = ("L1", "magnitude L1", "LAMP", "FPGM", "BN scale", "activation norm", "Wanda", "FLAP", "Taylor", "Fisher", "OBD", "Hessian", "random")  # fmt: skip
+
+
 def plot(rows: dict[str, Row]) -> None:
-    """Accuracy at once against MACs: solid lines are structprune's, dashed ones Torch-Pruning's."""
+    """Accuracy at once against MACs: solid lines are structprune's, dashed ones of the same colour Torch-Pruning's."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(MODELS), figsize=(13, 5.5), sharey=True)
-    colours = pyplot.get_cmap("tab20").colors
+    colours = dict(zip(PLOTTED, pyplot.get_cmap("tab20").colors, strict=False))
+    colours |= {"magnitude L1": colours["L1"], "Hessian": colours["OBD"]}
     for panel, name in zip(panels, MODELS, strict=True):
-        for i, method in enumerate(methods()):
+        for method in methods():
+            kind = method.removeprefix("TP ")
             found = [r for r in rows.values() if r["model"] == name and r["method"] == method]
-            if found:
-                means = [100 * statistics.mean(r["at once"][k] for r in found) for k in range(len(LEVELS))]
-                style = "--" if method.startswith("TP ") else "-"
-                panel.plot([100 * x for x in LEVELS], means, style, marker=".", color=colours[i % 20], label=method)
+            if found and kind in PLOTTED:
+                means = [100 * statistics.mean(r["at once"][k] for r in found) for k in range(len(SHOWN))]
+                style = "-" if kind == method else "--"
+                panel.plot([100 * x for x in SHOWN], means, style, marker=".", color=colours[kind], label=method)
         panel.set(title=name, xlabel="MACs kept, %")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("correct without fine-tuning, %")
-    panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(RESULTS / f"{NAME}.png", dpi=110)
 

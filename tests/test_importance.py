@@ -530,6 +530,16 @@ def test_scores_on_an_accelerator() -> None:
         np.testing.assert_allclose(other, one, rtol=1e-8)
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_pruning_with_data(scope: str) -> None:
+    for criterion in every(images()):
+        result = sp.prune(net(), images()[0][0], importance=criterion, scope=scope)
+        assert result.report.verification is not None
+        assert result.report.verification.ok
+        kept = [len(result.plan.kept.get(f"{i}.weight", {0: range(size)})[0]) for i, size in ((0, 6), (3, 4))]
+        assert sum(kept) == 5
+
+
 # -- comparing groups -----------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,14 @@ def streamed(
     hidden = not (show and console.is_terminal and is_first())
     with Progress(console=console, transient=True, disable=hidden) as bar:
         tracked = enumerate(bar.track(islice(loader, batches), total=total, description=title), 1)
-        yield ((number, map_tensors(lambda t: t.to(device), batch)) for number, batch in tracked)
+        yield ((number, moved(batch, device)) for number, batch in tracked)
+
+
+def moved(batch: Any, device: torch.device | None) -> Any:
+    """A batch on a device: by its own method `to` if it has one, or else the tensors in lists, tuples and dicts."""
+    if device is None:
+        return batch
+    return batch.to(device) if hasattr(batch, "to") else map_tensors(lambda t: t.to(device), batch)
 
 
 def check_count(count: int) -> int:
