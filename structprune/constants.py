@@ -87,8 +87,8 @@ class Knowns:
             return self._sum(reader)
         args: Any = fx.map_arg(node.args, lambda n: self.read(n, node))
         kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.read(n, node))
-        if self.training and op == "batch_norm":
-            args, kwargs = _in_eval_mode(*args, **kwargs)
+        if self.training and op in _MODES:
+            args, kwargs = _in_eval_mode(_MODES[op], *args, **kwargs)
         try:
             if node in self.fixed:
                 return node.target(*_cloned(args), **_cloned(kwargs))  # type: ignore[operator]
@@ -132,8 +132,12 @@ def _cloned(value: Any) -> Any:
     return map_tensors(Tensor.clone, value)
 
 
-def _in_eval_mode(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a batch norm that is traced in train mode, as they would be in eval mode."""
-    if len(args) > 5:
-        return (*args[:5], False, *args[6:]), kwargs
+# The position of the argument `training`.
+_MODES = {"batch_norm": 5, **{name: 2 for name in RULES if "dropout" in name}}
+
+
+def _in_eval_mode(position: int, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that an operation which was traced in train mode would have in eval mode."""
+    if len(args) > position:
+        return (*args[:position], False, *args[position + 1 :]), kwargs
     return args, {**kwargs, "training": False}

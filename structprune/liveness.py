@@ -106,6 +106,8 @@ class Liveness:
 
     def _mixed(self) -> None:
         """Zeros alone can be taken out of sums, norms and products."""
+        for weight in self.weights:
+            self.keep(weight.unclear, f"{weight.where} reads it at different places")
         reading = {reader.node for weight in self.weights for reader in weight.readers}
         for program, known in zip(self.graph.space.programs, self.knowns, strict=True):
             for node in program.graph.nodes:
@@ -159,6 +161,10 @@ def _mixing(node: fx.Node) -> Iterator[tuple[fx.Node, Sequence[int]]]:
     elif op == "scaled_dot_product_attention" and len(node.args) > 2:
         yield from ((node.args[0], (-1, -2)), (node.args[1], (-1, -2)), (node.args[2], (-2,)))  # type: ignore[misc]
         yield from ((n, (-1, -2)) for n in sources if n not in node.args[:3])
+    elif family == "recurrent":  # input and state are read through its weights alone
+        read: list[fx.Node] = []
+        fx.map_arg(node.args[:2], read.append)
+        yield from ((n, range(len(n.meta["shape"]))) for n in sources if n not in read)
     else:
         for source in sources[:1] if op in _NORMS else sources:  # scale and shift meet each channel by itself
             yield source, _dims(node, source, family)
