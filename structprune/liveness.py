@@ -24,8 +24,8 @@ from .rules.reduction import dims_of
 from .rules.site import labels_in
 from .weights import Weight, weights_of
 
-# What a constant plane that stands for others must have of the largest of them: it divides the weights.
-_SHARE = 1e-3
+# What a constant plane that stands for others must have of the largest of them: weights are divided by it.
+_SHARE = 0.1
 _PASSING = ("pointwise", "movement", "shaping", "indexing", "spatial")
 _CHANNELWISE = frozenset({"batch_norm", "instance_norm", "embedding"})
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
@@ -41,6 +41,7 @@ class Liveness:
     weights: list[Weight] = field(init=False)
     dead: BoolArray = field(init=False)
     why: dict[int, str] = field(default_factory=dict)
+    idle: set[int] = field(default_factory=set)  # kept, and yet constant or read by nobody
 
     def __post_init__(self) -> None:
         roots = self.graph.space.couplings.roots()
@@ -51,10 +52,11 @@ class Liveness:
         self._mixed()
         self.solve()
 
-    def keep(self, units: IntArray, why: str) -> None:
-        """These are needed."""
+    def keep(self, units: IntArray, why: str, idle: bool = False) -> None:
+        """These stay."""
         for unit in np.unique(units[self.dead[units]]).tolist():
             self.why[unit] = why
+            self.idle |= {unit} if idle else set()
         self.dead[units] = False
 
     def solve(self) -> None:
@@ -77,7 +79,7 @@ class Liveness:
         self.keep(units[varying.numpy()], f"{weight.where} reads it, and there it varies")
         if not weight.own:
             why = f"{weight.where} reads a constant there, and has no place to put it"
-            self.keep(units[constant.numpy()], why)
+            self.keep(units[constant.numpy()], why, idle=True)
 
     def _represent(self, weight: Weight) -> None:
         """Constant planes are multiples of one another: one that stays can stand for all of a group."""
@@ -90,7 +92,8 @@ class Liveness:
                 chosen = int(sizes.argmax())
                 why = f"{weight.where} has padding, where its constant is not one number"
                 others = int(waiting[group].sum()) - 1
-                self.keep(units[group, [chosen]], f"{why}; it stands for {others} others" if others else why)
+                why += f"; it stands for {others} others" if others else ""
+                self.keep(units[group, [chosen]], why, idle=True)
 
     def _leave_one(self) -> None:
         """No value may be left without channels: one of those that nobody needs stays."""
@@ -100,7 +103,7 @@ class Liveness:
                 for coordinate in labels.coordinates:
                     units = roots[coordinate]
                     if self.dead[units].all():
-                        self.keep(units.reshape(-1)[:1], "every other channel of its layer is dead")
+                        self.keep(units.reshape(-1)[:1], "every other channel of its layer is dead", idle=True)
 
     # -- what mixes channels ----------------------------------------------------------------------------
 
