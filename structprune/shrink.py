@@ -14,7 +14,6 @@ from torch import nn
 from .api import Result, analyze, removed_units, report_on
 from .collector import paused
 from .constants import Knowns
-from .copying import deep_copy
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .folding import Edits, edits_of
 from .graph import ChannelGraph
@@ -132,9 +131,8 @@ def _shrunk(
 
 def _cut(masked: nn.Module, plan: PruningPlan, edits: Edits) -> nn.Module:
     """The smaller model: constants are folded, then channels removed."""
-    edited = deep_copy(masked)
-    edits.make(edited)
-    small = apply(plan, edited, inplace=True)
+    with edits.made(masked):
+        small = apply(plan, masked)
     edits.fill(small)
     return small
 
