@@ -51,9 +51,15 @@ class Knowns:
     def read(self, source: fx.Node, reader: fx.Node) -> Any:
         """What `reader` finds in `source`: nothing is known of what something else may have written into."""
         known = map_tensors(Tensor.double, self.values[source])
-        if overwritten(source, reader, {}, lambda node: False):
+        if _overwritten(source, reader):
             return map_tensors(lambda t: torch.full_like(t, _NAN), known)
         return known
+
+    def reader(self, node: fx.Node) -> Reader | None:
+        """The node as a reader of channels, if its weight is made of parameters alone."""
+        reader = reader_of(node)
+        known = reader is not None and reader.weight in self.fixed
+        return reader if known and not _overwritten(reader.weight, node) else None  # type: ignore[union-attr]
 
     def channels(self, source: fx.Node, reader: fx.Node, dim: int) -> Tensor:
         """One number for each index of `dim`; NaN where it varies along any other dimension."""
@@ -72,9 +78,7 @@ class Knowns:
             self.fixed.add(node)
             return tensor.detach().cpu()  # in its own dtype: large weights are read by readers alone
         if op in ("input", "constant") or not node.all_input_nodes:
-            return (
-                unknown(rank) if op not in ("zeros", "ones") else torch.full((1,) * rank, float(op == "ones")).double()
-            )
+            return torch.full_like(unknown(rank), _MADE.get(op, _NAN))
         if not node.meta.get("dtype", torch.float32).is_floating_point:
             return unknown(rank)
         if all(n in self.fixed for n in node.all_input_nodes) and op not in RANDOM and op != "item":
@@ -83,7 +87,7 @@ class Knowns:
 
     def _apply(self, node: fx.Node) -> Any:
         op = node.meta["op"]
-        if node not in self.fixed and (reader := reader_of(node)) is not None and reader.weight in self.fixed:
+        if node not in self.fixed and (reader := self.reader(node)) is not None:
             return self._sum(reader)
         args: Any = fx.map_arg(node.args, lambda n: self.read(n, node))
         kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.read(n, node))
@@ -125,6 +129,15 @@ class Knowns:
         if reader.bias is not None:
             out = out + self.read(reader.bias, node).expand(groups * outputs)
         return out.reshape([-1 if d == reader.dim else 1 for d in range(len(node.meta["shape"]))])
+
+
+# Values that are made from nothing.
+_MADE = {"zeros": 0.0, "ones": 1.0}
+
+
+def _overwritten(source: fx.Node, reader: fx.Node) -> bool:
+    """Whether something else writes into the memory of `source`, which `reader` reads."""
+    return overwritten(source, reader, {}, lambda node: False)
 
 
 def _cloned(value: Any) -> Any:

@@ -15,7 +15,7 @@ from .constants import Knowns
 from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
 from .nn import width_of_bias
-from .readers import Reader, reader_of
+from .readers import Reader
 
 
 class Inputs(NamedTuple):
@@ -95,8 +95,8 @@ def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
     found: dict[object, list[tuple[Reader, Knowns]]] = {}
     for program, known in zip(graph.space.programs, knowns, strict=True):
         for node in program.graph.nodes:
-            reader = reader_of(node) if node.op == "call_function" and not node.meta["unread"] else None
-            if reader is not None and reader.weight in known.fixed:
+            reader = known.reader(node) if node.op == "call_function" and not node.meta["unread"] else None
+            if reader is not None:
                 found.setdefault(reader.weight.meta.get("tensor") or reader.weight, []).append((reader, known))
     users = _users(graph)
     return [_weight(graph, calls, users) for calls in found.values()]

@@ -666,6 +666,23 @@ def test_in_place_activations_of_views_hide_a_constant() -> None:
     assert_shrinks(model, rows(), to=parameters(model), grow=(0,))
 
 
+def test_a_weight_that_is_overwritten_during_the_forward() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.first.weight.view(-1).fill_(0.1)
+            return self.last(self.first(x).relu())
+
+    model = randomise(Net().double()).eval()
+    zero(model.first.weight, [0, 1, 2])
+    small: Any = sp.shrink(model, rows())
+    assert small.first.out_features == 8
+
+
 def test_dropout_that_is_always_on_leaves_zeros_alone() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
