@@ -182,7 +182,12 @@ def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -
 
 def _shares(node: Node) -> bool:
     """Whether a node's result may be its first operand's memory."""
-    return bool(node.meta.get("inplace")) or node.meta["op"] in _VIEWS
+    return _writes(node) or node.meta["op"] in _VIEWS
+
+
+def _writes(node: Node) -> bool:
+    """Whether an operation writes into its first operand: `relu_(x)`, `relu(x, inplace=True)`."""
+    return bool(node.meta.get("inplace") or node.kwargs.get("inplace"))
 
 
 def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
@@ -200,7 +205,7 @@ def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node
             if _shares(user) and user not in family and user.all_input_nodes[0] in family:
                 family.add(user)
                 queue.append(user)
-    writers = [n for n in family if n.meta.get("inplace") and n not in chain and n is not reader]
+    writers = [n for n in family if _writes(n) and n not in chain and n is not reader]
     return any(not zero(writer) for writer in writers)
 
 
