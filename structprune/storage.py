@@ -24,7 +24,7 @@ from .errors import ArgumentError, ArgumentTypeError, FileFormatError
 from .plan import PruningPlan
 from .specs import parse
 from .surgery import apply
-from .weights import HEADER_LIMIT, fill, read_header
+from .checkpoint import HEADER_LIMIT, fill, read_header
 
 if TYPE_CHECKING:
     from .api import Result

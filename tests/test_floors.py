@@ -32,11 +32,14 @@ FLOORS = """
     graph
     importance cost
     planning
-    surgery mask specs weights
+    surgery mask specs checkpoint
     verify storage inflate
     report
     api
-    structprune demo
+    structprune demo export
+    commands.inputs
+    commands.common
+    commands commands.looking commands.pruning commands.files
     cli
     __main__
 """

@@ -1,0 +1,163 @@
+"""Commands that make a model smaller, and the one that checks what they saved: prune, shrink, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import api
+from ..api import Result
+from ..errors import ArgumentError
+from ..importance import NAMED
+from ..inflate import inflate
+from ..planning import SCOPES
+from ..storage import check_target, load, save
+from ..version import __version__
+from .common import (
+    Loaded,
+    add_json,
+    add_making,
+    add_model,
+    assignment,
+    fraction,
+    load_model,
+    make_model,
+    natural,
+    read_saved,
+    say,
+    spec_of,
+)
+
+# The settings of `structprune.prune` that the command line passes on as they are.
+SETTINGS = ("ratio", "target", "scope", "importance", "exclude", "ratios", "round_to", "max_ratio")
+
+
+def prune(parser: argparse.ArgumentParser) -> None:
+    """Remove channels from a model, verify the smaller one against the masked original, and save it."""
+    add_model(parser)
+    add_settings(parser)
+    _add_output(parser)
+    parser.epilog = "example: structprune prune torchvision:resnet18 --weights mine.pt --ratio 0.5 --out small"
+
+    def run(arguments: argparse.Namespace) -> None:
+        _check_output(arguments)
+        loaded = load_model(arguments)
+        result = api.prune(loaded.model, loaded.inputs, **settings_of(arguments))
+        finish(arguments, loaded, result)
+
+    parser.set_defaults(run=run)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how much to remove, and what."""
+    group = parser.add_argument_group("how much, and what")
+    group.add_argument("--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)")
+    group.add_argument("--target", type=assignment, action="append", metavar="COST=FRACTION",
+                       help="the fraction of a cost to keep, macs=0.5 or params=0.3; may be given for each cost")  # fmt: skip
+    group.add_argument("--scope", choices=SCOPES, help="rank inside each group of channels, or all groups together")
+    group.add_argument("--importance", choices=sorted(NAMED), help="how channels are ranked (default l1)")
+    group.add_argument("--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'")
+    group.add_argument("--ratios", type=assignment, action="append", metavar="PATTERN=RATIO",
+                       help="another ratio for some layers: 'layer1.*=0.2'")  # fmt: skip
+    group.add_argument("--round-to", type=natural, help="keep a multiple of this many channels")
+    group.add_argument("--max-ratio", type=fraction, help="never remove more than this fraction of a group")
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as keyword arguments of `structprune.prune`."""
+    given = {key: getattr(arguments, key) for key in SETTINGS if getattr(arguments, key) is not None}
+    return {key: dict(value) if key in ("target", "ratios") else value for key, value in given.items()}
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what comes out")
+    group.add_argument("--out", metavar="PATH", help="a folder, or a file that ends in .safetensors")
+    group.add_argument("--overwrite", action="store_true", help="replace what is there")
+    group.add_argument("--html", metavar="FILE", help="write the report as a page to look at")
+    add_json(group)  # type: ignore[arg-type]
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Complains before any work is done."""
+    if arguments.out:
+        check_target(Path(arguments.out), arguments.overwrite)
+    if arguments.html and not Path(arguments.html).absolute().parent.is_dir():
+        raise ArgumentError(f"--html {arguments.html}: there is no folder {Path(arguments.html).parent}")
+
+
+def finish(arguments: argparse.Namespace, loaded: Loaded, result: Result) -> None:
+    """Saves and shows what a command made."""
+    if arguments.out:
+        save(result, arguments.out, overwrite=arguments.overwrite, record=record_of(arguments, loaded))
+    if arguments.html:
+        result.report.to_html(arguments.html)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, **result.report.to_dict()}))
+        return
+    say(result.report)
+    say(f"saved to {arguments.out}" if arguments.out else "nothing was saved: pass --out to keep the smaller model")
+
+
+def record_of(arguments: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
+    """How a model was made, for those who find the file."""
+    return {
+        "model": loaded.spec.text,
+        "inputs": arguments.input,
+        "weights": arguments.weights,
+        "seed": arguments.seed,
+        "settings": settings_of(arguments) if hasattr(arguments, "ratio") else {},
+        "versions": {"structprune": __version__, "torch": torch.__version__},
+    }
+
+
+def shrink(parser: argparse.ArgumentParser) -> None:
+    """Remove from a model what a checkpoint has masked or set to zero, without changing what it computes."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="weights with zeros or masks: .safetensors or .pt")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the model that they are for, as in prune")
+    add_making(parser)
+    _add_output(parser)
+    parser.epilog = "example: structprune shrink sparse.pt --model torchvision:resnet18 --out small"
+
+    def run(arguments: argparse.Namespace) -> None:
+        from .. import shrink as shrink_model
+
+        _check_output(arguments)
+        if arguments.weights:
+            raise ArgumentError("shrink takes its weights from CHECKPOINT; leave --weights out")
+        arguments.weights = arguments.checkpoint
+        loaded = load_model(arguments)
+        finish(arguments, loaded, shrink_model(loaded.model, loaded.inputs, details=True))
+
+    parser.set_defaults(run=run)
+
+
+def verify(parser: argparse.ArgumentParser) -> None:
+    """Check a saved model: its files, and that it equals the masked original of its own weights, in float64."""
+    parser.add_argument("path", metavar="PATH", help="what prune or structprune.save wrote")
+    parser.add_argument("--model", metavar="MODEL", help="the unpruned model, if the file does not say")
+    add_making(parser)
+    add_json(parser)
+    parser.epilog = (
+        "Kept weights are taken from the saved model, so that one trained further can be checked, too; "
+        "with --weights, the original's, it must be the original with zeros. example: structprune verify small"
+    )
+
+    def run(arguments: argparse.Namespace) -> int:
+        saved = read_saved(arguments.path)
+        arguments.input = arguments.input or saved.record.get("inputs") or []
+        loaded = make_model(spec_of(saved, arguments.model), arguments)
+        small = load(arguments.path, loaded.model)
+        full = loaded.model if arguments.weights else inflate(saved.plan, small, loaded.model)
+        check = api.verify(full, saved.plan, loaded.inputs, small=small)
+        if arguments.json:
+            found = {"ok": check.ok, "max_abs_error": check.max_abs_error, "max_rel_error": check.max_rel_error}
+            print(json.dumps({"path": arguments.path, **found, "first_difference": check.first_difference}))
+        else:
+            say(f"{arguments.path}: {check}")
+        return 0 if check.ok else 1
+
+    parser.set_defaults(run=run)
