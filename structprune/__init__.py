@@ -22,6 +22,7 @@ from .plan import PruningPlan
 from .planning import plan
 from .report import Report
 from .storage import load, save
+from .swaps import register_swap
 from .verify import Verification
 from .version import __version__
 
@@ -55,6 +56,7 @@ __all__ = [
     "mask",
     "plan",
     "prune",
+    "register_swap",
     "save",
     "verify",
 ]

@@ -17,14 +17,15 @@ from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
-from .nn import STAND_INS
 from .plan import PruningPlan
 from .planning import check_ratio, plan
 from .prepare import calls_of, check_model, check_placement, unwrap
 from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
 from .rules import has_rule
+from .stock import check_norm
 from .surgery import apply as apply_plan
+from .swaps import stand_ins
 from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
@@ -45,7 +46,7 @@ class Result:
         return self.report.__rich__()
 
 
-def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact") -> ChannelGraph:
     """Traces the model on every example and solves which channels belong together.
 
     The model runs once for each example in eval mode, and once in train mode if its code asks for the mode
@@ -54,30 +55,34 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Args:
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of
             those for several calls.
+        norm: what becomes of layer, group and RMS norms whose channels go. `"exact"`: they go on counting the
+            original channels, by a swapped class or by folding. `"stock"`: they stay stock modules over fewer
+            channels, and the small model deviates from the masked original by what `Verification.deviation` says.
 
-    Raises UnsupportedModelError (scripted, quantised, lazy, sharded ... models, with what to pass instead) and
-    ExampleInputsError if the model does not run on the examples.
+    Raises ArgumentError for another `norm`, UnsupportedModelError (scripted, quantised, lazy, sharded ... models,
+    with what to pass instead) and ExampleInputsError if the model does not run on the examples.
     """
+    stock = check_norm(norm)
     model = unwrap(model)
     check_model(model)
     calls = calls_of(example_inputs)
     check_placement(model, calls)
     with paused():
-        return _analyzed(model, calls)
+        return _analyzed(model, calls, stock)
 
 
-def _analyzed(model: nn.Module, calls: list[Call]) -> ChannelGraph:
-    programs = [trace(model, Call(c.args, c.kwargs), has_rule, STAND_INS) for c in calls]
+def _analyzed(model: nn.Module, calls: list[Call], stock: bool) -> ChannelGraph:
+    programs = [trace(model, Call(c.args, c.kwargs), has_rule, stand_ins()) for c in calls]
     if asks_for_mode(model):
         programs += _in_train_mode(model, calls)
-    space = Space(modules_of(model), named_tensors(model), _different(programs))
+    space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
     return ChannelGraph(model, space, fingerprint(model))
 
 
 def _in_train_mode(model: nn.Module, calls: list[Call]) -> list[Program]:
     """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
     try:
-        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, STAND_INS) for c in calls]
+        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, stand_ins()) for c in calls]
     except ExampleInputsError:
         return []
 
@@ -114,6 +119,7 @@ def prune(
     importance: str | Importance = "l1",
     scope: str = "local",
     exclude: str | Iterable[str] = (),
+    norm: str = "exact",
     verify: bool = True,
     inplace: bool = False,
 ) -> Result:
@@ -123,8 +129,8 @@ def prune(
     >>> result.model(images)         # an ordinary nn.Module of the same class, with fewer channels
     >>> print(result.report)
 
-    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `plan` for the settings and
-    `verify` for what is compared; `verify=False` skips the comparison.
+    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs` and `norm`, `plan` for the other
+    settings and `verify` for what is compared; `verify=False` skips the comparison.
 
     Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
     `model` is as it was.
@@ -132,7 +138,7 @@ def prune(
     start = time.perf_counter()
     model = unwrap(model)
     ratio = check_ratio(ratio)
-    graph = analyze(model, example_inputs)
+    graph = analyze(model, example_inputs, norm=norm)
     made = plan(graph, importance, ratio, scope, exclude)
     check: Verification | None = None
     small = None

@@ -14,7 +14,9 @@ from .commands.pruning import prune, shrink, verify
 from .errors import StructPruneError, VerificationError
 from .version import __version__
 
-EXIT_CODES = "exit codes: 0 fine; 1 a verification failed; 2 wrong arguments, or what an error explains; 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 fine; 1 a verification failed; 2 wrong arguments, or what an error explains; 130 interrupted"
+)
 
 
 def demo(parser: argparse.ArgumentParser) -> None:

@@ -112,12 +112,13 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The plan that does at once what `first` and then `second` do; see `PruningPlan.then`."""
     _check_plan(first, second)
     _check_follows(first, second)
-    kept, tensors = (_compose_kept(getattr(first, k), getattr(second, k)) for k in ("kept", "tensors"))
+    kept, tensors, stock = (_compose_kept(getattr(first, k), getattr(second, k)) for k in ("kept", "tensors", "stock"))
     paths = _union(first.attributes, second.attributes)
     return replace(
         first,
         kept=kept,
         tensors=tensors,
+        stock=stock,
         attributes={p: {**first.attributes.get(p, {}), **second.attributes.get(p, {})} for p in paths},
         swaps={**second.swaps, **first.swaps},  # the first saw the module whole: its count is the original one
         scales={

@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from torch import fx
-
 from .graph import ChannelGraph
 from .labels import Labels
+from .nodes import Node
 from .rules.checks import View
 
-Shapes = Callable[[fx.Node], tuple[int, ...]]
+Shapes = Callable[[Node], tuple[int, ...]]
 
 
-def node_macs(node: fx.Node, shape: Shapes) -> int:
+def node_macs(node: Node, shape: Shapes) -> int:
     """The multiply-accumulates of one node, given the shape of every value."""
     op = node.meta["op"]
-    operands = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+    operands = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node)]
     if op in ("linear", "conv1d", "conv2d", "conv3d"):
         return math.prod(shape(node)) * math.prod(shape(operands[1])[1:])
     if op in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
@@ -38,7 +37,7 @@ def node_macs(node: fx.Node, shape: Shapes) -> int:
 def macs(graph: ChannelGraph, view: View | None = None) -> int:
     """The MACs of the first traced call, as it is or under a plan."""
 
-    def shape(node: fx.Node) -> tuple[int, ...]:
+    def shape(node: Node) -> tuple[int, ...]:
         labels = graph.space.values.get(node)
         return view.shape(labels) if view is not None and isinstance(labels, Labels) else node.meta["shape"]
 

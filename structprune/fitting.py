@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import held, mirrors
 from .errors import ArgumentTypeError, PlanError
-from .nn import STAND_INS
-from .plan import Kept, PruningPlan
+from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
+from .swaps import known_swaps, takes
 
 
 def check_fits(plan: PruningPlan, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) ->
 
 
 def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
-    for path in (*plan.attributes, *plan.swaps):
+    for path in (*plan.attributes, *plan.swaps, *plan.stock):
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
     for path, values in plan.attributes.items():
@@ -58,18 +58,20 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
     for path, (name, _) in plan.swaps.items():
-        if name == "attention" and type(modules[path]) not in STAND_INS:
+        if name not in known_swaps():
+            raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
+        if not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
+    cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):
-            owner, _, tensor = row.tensor.rpartition(".")
-            value = getattr(module.get_submodule(owner), tensor)
+            value = held(module, row)
             if id(value) not in names:  # parametrized: computed anew each time
                 continue
-            size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            size = len(cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(

@@ -200,21 +200,3 @@ class MultiheadAttention(nn.MultiheadAttention):
     forward = attend
     # nn.TransformerEncoderLayer asks this before it takes a path that reads the weights with the old sizes.
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
-
-
-# What a rigid module has while it is traced, as its substitute will.
-STAND_INS: dict[type[nn.Module], dict[str, Any]] = {
-    nn.MultiheadAttention: {"forward": attend, "_qkv_same_embed_dim": False}
-}
-
-
-def swap(module: nn.Module, name: str, channels: int) -> None:
-    """Turns a module into its substitute, in place: the parameters stay where they are.
-
-    A compensated module stays as it is: it counts the original channels already.
-    """
-    if name == "attention":
-        vars(module).pop("_qkv_same_embed_dim", None)
-        module.__class__ = MultiheadAttention
-    elif not hasattr(type(module), "plain"):
-        module.__class__ = compensated(type(module), channels)

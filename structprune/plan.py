@@ -9,10 +9,10 @@ from typing import Any
 
 from .composition import PlanDifference, compose, difference
 from .errors import PlanError
+from .swaps import known_swaps
 
 SCHEMA = 2
-READS = (1, 2)  # plans of schema 1 do not say what the model becomes
-SWAPS = ("attention", "norm")
+READS = (1, 2)  # plans of schema 1 know no stock norms, and do not say what the model becomes
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -25,6 +25,7 @@ class PruningPlan:
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
+    `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
     kept: Kept
@@ -32,6 +33,7 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ class PruningPlan:
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
 
@@ -118,10 +121,23 @@ class PruningPlan:
         if isinstance(schema, bool) or schema not in READS:
             readable = " and ".join(map(str, READS))
             raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
-        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
-        _keys(fields, keys | ({"becomes"} if schema > 1 else set()), "$")
+        if schema == 1:
+            fields = {"stock": {}, "becomes": "", **fields}
+        expected = {
+            "schema",
+            "fingerprint",
+            "becomes",
+            "kept",
+            "tensors",
+            "attributes",
+            "swaps",
+            "scales",
+            "stock",
+            "notes",
+        }
+        _keys(fields, expected, "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
+        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -131,15 +147,17 @@ class PruningPlan:
         swaps = {}
         for module, swap in _typed(fields["swaps"], dict, "$.swaps").items():
             path = f"$.swaps.{module}"
-            if len(_typed(swap, list, path)) != 2 or swap[0] not in SWAPS:
-                raise PlanError(f"{path}: expected one of {', '.join(SWAPS)} and a number, found {swap!r}")
+            if len(_typed(swap, list, path)) != 2:
+                raise PlanError(f"{path}: expected the name of a swap and a number, found {swap!r}")
+            if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
+                raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
         scales = {}
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
-        return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, prints[0], notes, prints[1])
+        prints = [_typed(fields[key], str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, prints[0], notes, prints[1])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,6 +167,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
     return made
+
+
+def unregistered(swap: str) -> str:
+    """What to do about a swap that this process does not know."""
+    return (
+        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
+        "import the code that calls structprune.register_swap for it first"
+    )
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

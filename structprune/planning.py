@@ -13,11 +13,11 @@ from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores
 from .labels import IntArray
-from .nn import STAND_INS
-from .plan import PruningPlan
+from .plan import Kept, PruningPlan
 from .program import fingerprint, registered_tensors
 from .rules.checks import View
-from .rules.normalization import Fold
+from .rules.normalization import Fold, Swap
+from .swaps import swap_for
 
 SCOPES = ("local", "global")
 
@@ -178,11 +178,17 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
         attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
+    stock: Kept = {}
+    for norm in graph.space.norms:
+        gone = view.removed[norm.labels]
+        if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
+            stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
+            sizes[norm.path] = {0: len(gone)}
     swaps, scales = _substitutes(graph, view, set(kept), attributes)
     registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
     becomes = fingerprint(graph.model, {**kept, **tensors})
-    return PruningPlan(kept, tensors, attributes, swaps, scales, sizes, graph.fingerprint, notes, becomes)
+    return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, graph.fingerprint, notes, becomes)
 
 
 def _substitutes(
@@ -203,11 +209,12 @@ def _substitutes(
                 values[norm.shape] = (left,)
         elif norm.name == "norm":
             swaps[norm.path] = ("norm", norm.channels)
-        elif hasattr(graph.space.modules[norm.path], "normalized_shape"):
+        elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
             values["normalized_shape"] = (left,)
     for path, module in graph.space.modules.items():
-        if type(module) in STAND_INS and any(name.startswith(f"{path}." if path else "") for name in touched):
-            swaps[path] = ("attention", 0)
+        known = swap_for(type(module))
+        if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
+            swaps[path] = (known.name, 0)
     return swaps, scales
 
 

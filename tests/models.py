@@ -1511,6 +1511,58 @@ case(
     w=parameter(4, 8),
 )
 
+# -- values without elements ----------------------------------------------------------------------------------
+
+
+def _found(x: Tensor) -> Tensor:
+    """The examples that are large: none of those traced."""
+    return x.amax((1, 2, 3)) > 99
+
+
+for name, empty, why in [
+    ("a slice", lambda h, x: h[:0], "no elements"),
+    ("permuted", lambda h, x: h[:0].permute(0, 2, 3, 1), "no elements"),
+    ("in parts", lambda h, x: torch.stack(h[:0].split([3, 5], 1)[1].unbind(1)), "no elements"),
+    ("the second axis", lambda h, x: h[:, :, :0].transpose(1, 3), "no elements"),
+    ("flattened", lambda h, x: h[:0].flatten(1), "no elements"),
+    ("a mask", lambda h, x: h[_found(x)], "output"),
+    ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "no elements"),
+    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "no elements"),
+    ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "fixed"),
+]:
+    case(
+        f"no elements: {name}",
+        [],
+        lambda m, x: (m.out(h := m.a(x)), m.empty(h, x)),
+        kept={"a.weight[0]": why},
+        a=conv(3, 8),
+        out=conv(8, 4),
+        empty=empty,
+    )
+case(
+    "no elements: a layer of its own",
+    [8],
+    lambda m, x: (m.out(m.a(x)), m.b(x[:0]).flatten(2).mT),
+    kept={"b.weight[0]": "no elements"},
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "no elements, and none of the channels either",
+    [8],
+    lambda m, x: (m.out(h := m.a(x)), h[:, :0].flatten(1), h[:, 8:]),
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "an empty batch next to a full one",
+    [8],
+    lambda m, x: m.out(torch.cat([m.a(x[:0]), m.a(x)])),
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+
 # -- slices that a removal would leave empty ------------------------------------------------------------------
 
 

@@ -17,26 +17,19 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames
-    composition
-    program plan copying
-    shapes
-    trace
-    prepare fitting rules.checks rules.zeros
-    rules.site
-    rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
-    rules.shaping rules.indexing rules.normalization rules.recurrent
-    rules
-    analysis
+    bookkeeping collector errors frames labels nn nodes ops sizes version
+    checkpoint composition copying program rules.checks rules.zeros schedules specs swaps
+    plan prepare rules.site shapes
+    fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
+    mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
+    inflate optimizers rules storage verify
+    analysis export report
     explanation
     graph
-    importance cost
+    cost importance
     planning
-    surgery mask specs checkpoint
-    verify storage inflate
-    report
     api
-    structprune demo export
+    demo structprune
     commands.inputs
     commands.common
     commands commands.looking commands.pruning commands.files

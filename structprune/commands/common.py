@@ -74,7 +74,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_making(parser: argparse.ArgumentParser) -> None:
     """The arguments that say with which weights and inputs."""
-    parser.add_argument("--weights", metavar="FILE", help="of the model: .safetensors, or .pt read with weights_only=True")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="of the model: .safetensors, or .pt read with weights_only=True"
+    )
     parser.add_argument("--input", action="append", default=[], metavar="SHAPE", help=HELP)
     parser.add_argument("--seed", type=int, default=0, help="for random weights and inputs (default 0)")
 

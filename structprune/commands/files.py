@@ -82,7 +82,9 @@ def export(parser: argparse.ArgumentParser) -> None:
         if arguments.json:
             print(json.dumps({"onnx": str(target), "bytes": target.stat().st_size, "max_rel_error": error}))
         else:
-            say(f"{target}: {target.stat().st_size:,} bytes, equal to PyTorch within {error:.1e} (relative, {_dtype(loaded.model)})")
+            say(
+                f"{target}: {target.stat().st_size:,} bytes, equal to PyTorch within {error:.1e} (relative, {_dtype(loaded.model)})"
+            )
 
     parser.set_defaults(run=run)
 

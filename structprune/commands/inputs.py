@@ -24,7 +24,9 @@ HELP = (
     "NAME=1x16:int64 for a keyword argument; several for several arguments; module:function for one that makes them. "
     "Left out, the library of the model says what it takes"
 )
-_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*)(?::(?P<below>\d+))?)?")
+_SHAPE = re.compile(
+    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*)(?::(?P<below>\d+))?)?"
+)
 
 
 def make_inputs(texts: Sequence[str], spec: Spec, model: Any) -> Any:

@@ -86,7 +86,9 @@ def _by_reason(fixed: dict[str, str]) -> dict[str, list[str]]:
 def explain(parser: argparse.ArgumentParser) -> None:
     """Say what a layer is coupled to, and through which operations, or why it cannot shrink."""
     add_model(parser)
-    parser.add_argument("layer", metavar="LAYER", help="a layer or a parameter: layer1.0.conv1, or layer1.0.conv1.weight")
+    parser.add_argument(
+        "layer", metavar="LAYER", help="a layer or a parameter: layer1.0.conv1, or layer1.0.conv1.weight"
+    )
     add_json(parser)
     parser.epilog = "example: structprune explain torchvision:resnet18 layer1.0.conv1"
 

@@ -55,12 +55,16 @@ def prune(parser: argparse.ArgumentParser) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The arguments that say how much to remove, and what."""
     group = parser.add_argument_group("how much, and what")
-    group.add_argument("--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)")
+    group.add_argument(
+        "--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)"
+    )
     group.add_argument("--target", type=assignment, action="append", metavar="COST=FRACTION",
                        help="the fraction of a cost to keep, macs=0.5 or params=0.3; may be given for each cost")  # fmt: skip
     group.add_argument("--scope", choices=SCOPES, help="rank inside each group of channels, or all groups together")
     group.add_argument("--importance", choices=sorted(NAMED), help="how channels are ranked (default l1)")
-    group.add_argument("--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'")
+    group.add_argument(
+        "--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'"
+    )
     group.add_argument("--ratios", type=assignment, action="append", metavar="PATTERN=RATIO",
                        help="another ratio for some layers: 'layer1.*=0.2'")  # fmt: skip
     group.add_argument("--round-to", type=natural, help="keep a multiple of this many channels")

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
-
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement, View
 from .site import Site, rule
@@ -61,7 +60,7 @@ def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
     along = input.along(-1)
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
         input, along = site.held(input, (-1,), ""), None
-    if along is not None and not zero and not site.stock:
+    if along is not None and not zero and not stays_stock(site, along.size):
         site.fix(along, NOT_ZERO)
     for vector in vectors:
         if vector is not None and width == 1:
@@ -101,10 +100,19 @@ def rms_norm(
 
 def compensate(site: Site, channels: int, labels: IntArray) -> None:
     """Swaps the module that called this norm from its own forward; a call from elsewhere fixes the channels."""
-    if site.stands_in(site.name):
-        site.norms.append(Swap(site.path, "stock" if site.stock else "norm", channels, labels))
+    if stays_stock(site, channels):
+        site.norms.append(Swap(site.path, "stock", channels, labels))
+    elif site.stands_in(site.name):
+        site.norms.append(Swap(site.path, "norm", channels, labels))
     else:
         site.fix(labels, f"{site.name} is called outside the forward of a module that could be swapped")
+
+
+def stays_stock(site: Site, channels: int) -> bool:
+    """Whether the calling module may go on as it is over fewer channels, told its shape by an attribute."""
+    shape = getattr(site.modules[site.path], "normalized_shape", None)
+    told = site.name == "group_norm" or shape == (channels,)
+    return site.stock and told and site.stands_in(site.name)
 
 
 @rule("group_norm")
@@ -136,13 +144,13 @@ def group_norm(
         site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
     else:
         site.couple(grid, grid[:1])
-        if not zero and not site.stock:
+        if not zero and not stays_stock(site, grid.size):
             site.fix(grid, NOT_ZERO)
-        compensate(site, channels.size, grid[0])
+        compensate(site, grid.size, grid.reshape(-1))
     return Labels(site.shape, held.coordinates)
 
 
-def foldable(weight: fx.Node) -> bool:
+def foldable(weight: Node) -> bool:
     """Whether a parameter scales one thing only."""
     return weight.meta["op"] == "parameter" and len(weight.users) == 1
 
@@ -157,7 +165,7 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
     if labels is not None and len(varying(labels)) == 1 and site.zero(input):
         fold = _written_rms(site, labels.reshape(-1))
         if fold is not None:
-            site.norms.append(fold)
+            site.norms.append(Swap(site.path, "stock", labels.size, fold.labels) if site.stock else fold)
             return sum_zeros(site, input, dims)
     return reduce(site, input, dims, "mean runs over it")
 
@@ -180,7 +188,7 @@ def _written_rms(site: Site, labels: IntArray) -> Fold | None:
     return Fold(weights[0].meta["tensor"], site.path, name, labels) if name else None
 
 
-def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
+def _only_user(node: Node | None, op: str) -> Node | None:
     """The one operation that reads a value, if it is `op`; conversions of dtype are looked through."""
     while node is not None:
         users = list(node.users)
@@ -192,7 +200,7 @@ def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
     return None
 
 
-def _unconverted(node: fx.Node) -> fx.Node:
+def _unconverted(node: Node) -> Node:
     while node.meta["op"] in ("to", "float", "type_as", "half", "double"):
         node = node.all_input_nodes[0]
     return node
