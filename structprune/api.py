@@ -13,6 +13,7 @@ from torch import nn
 from . import cost
 from .analysis import Space
 from .collector import paused
+from .diagram import draw
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
@@ -147,8 +148,10 @@ def prune(
         check = verify_plan(model, made, example_inputs, small=small)
         if not check.ok:
             raise VerificationError(str(check))
-    fixed = dict(graph.fixed) if inplace else None  # the graph would keep the old weights alive
-    report = _report(graph, made, check, fixed)
+    report = _report(graph, made, check)
+    if inplace:  # the graph would keep the old weights alive
+        fixed, diagram = report.fixed, report.diagram
+        report = replace(report, find_fixed=lambda: fixed, find_diagram=lambda: diagram)
     if inplace:
         small = apply_plan(made, model, inplace=True)
     elif small is None:
@@ -156,7 +159,7 @@ def prune(
     return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, fixed: dict[str, str] | None) -> Report:
+def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
@@ -168,7 +171,7 @@ def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, 
                 )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, (lambda: graph.fixed) if fixed is None else (lambda: fixed), made.notes, 0.0,
+        widths, check, lambda: graph.fixed, made.notes, 0.0, lambda: draw(graph, view),
     )  # fmt: skip
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from .graph import ChannelGraph
 from .labels import Labels
 from .nodes import Node
 from .rules.checks import View
+
+if TYPE_CHECKING:
+    from .graph import ChannelGraph
 
 Shapes = Callable[[Node], tuple[int, ...]]
 

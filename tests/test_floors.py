@@ -23,10 +23,11 @@ FLOORS = """
     fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
     mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
     inflate optimizers rules storage verify
-    analysis export report
-    explanation
-    graph
-    cost importance
+    analysis cost export
+    diagram explanation
+    mermaid page
+    graph html
+    importance report
     planning
     api
     demo structprune

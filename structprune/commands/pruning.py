@@ -89,8 +89,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
     """Complains before any work is done."""
     if arguments.out:
         check_target(Path(arguments.out), arguments.overwrite)
-    if arguments.html and not Path(arguments.html).absolute().parent.is_dir():
-        raise ArgumentError(f"--html {arguments.html}: there is no folder {Path(arguments.html).parent}")
+    if arguments.html and Path(arguments.html).is_dir():
+        raise ArgumentError(f"--html {arguments.html} is a folder; name a file")
 
 
 def finish(arguments: argparse.Namespace, loaded: Loaded, result: Result) -> None:
@@ -98,7 +98,7 @@ def finish(arguments: argparse.Namespace, loaded: Loaded, result: Result) -> Non
     if arguments.out:
         save(result, arguments.out, overwrite=arguments.overwrite, record=record_of(arguments, loaded))
     if arguments.html:
-        result.report.to_html(arguments.html)
+        result.report.to_html(arguments.html, title=loaded.spec.text)
     if arguments.json:
         print(json.dumps({"out": arguments.out, **result.report.to_dict()}))
         return
