@@ -11,6 +11,7 @@ from .commands.common import natural, quiet
 from .commands.files import diff, export, report
 from .commands.looking import explain, inspect
 from .commands.pruning import prune, shrink, verify
+from .commands.zoo import zoo
 from .errors import StructPruneError, VerificationError
 from .version import __version__
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "report": report,
     "diff": diff,
     "export": export,
+    "zoo": zoo,
 }
 
 

@@ -150,9 +150,7 @@ def _filters(graph: ChannelGraph, node: Node) -> list[str]:
     return [name for name in names if graph.space.tensors[name].ndim > 1]
 
 
-def _width(
-    graph: ChannelGraph, filters: list[str], view: View | None, group_of: _Membership
-) -> tuple[Pair, int, str]:
+def _width(graph: ChannelGraph, filters: list[str], view: View | None, group_of: _Membership) -> tuple[Pair, int, str]:
     """How many filters there are before and after, their group, and why they stay if they do."""
     for name in filters:
         for dim in range(graph.space.tensors[name].ndim):

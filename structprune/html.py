@@ -26,10 +26,11 @@ STYLE = f"""
 .row:hover, .row:focus-visible, .row.picked {{ background: var(--card); outline: none; }}
 .row.kin {{ box-shadow: inset 3px 0 hsl(var(--hue) 70% var(--light)); }}
 .name {{ overflow: hidden; white-space: nowrap; text-overflow: ellipsis; direction: rtl; text-align: left; }}
-.meet .name {{ color: var(--faint); }}
+.meet .name {{ grid-column: 1 / -1; color: var(--faint); }}
 .widths, .macs {{ white-space: nowrap; text-align: right; font-variant-numeric: tabular-nums; font-size: .9em; }}
 .macs {{ color: var(--faint); }}
-.bar {{ display: block; height: 12px; border-radius: 3px; min-width: 2px; background: hsl(var(--hue) 45% var(--pale)); }}
+.bar {{ display: block; height: 12px; border-radius: 3px; min-width: 2px;
+  background: hsl(var(--hue) 45% var(--pale)); }}
 .bar i {{ display: block; height: 100%; border-radius: 3px; background: hsl(var(--hue) 60% var(--light)); }}
 .bar.held, .bar.held i {{ background: var(--line); }} .bar.held i {{ background: var(--faint); }}
 .map path {{ fill: none; stroke-width: 2; }}
@@ -97,18 +98,21 @@ def _tiles(data: Mapping[str, Any]) -> str:
         share = f"{after / max(before, 1):.0%}"
         tiles.append(f'<div class="tile">{name}<b>{share}</b><span class="faint">{before:,} → {after:,}</span></div>')
     check = data["verification"]
-    word, mark = ("not verified", "faint") if check is None else ("equal", "good") if check["ok"] else ("DIFFERS", "bad")
+    word, mark = (
+        ("not verified", "faint") if check is None else ("equal", "good") if check["ok"] else ("DIFFERS", "bad")
+    )
     about = "" if check is None else f"within {check['max_rel_error']:.1e} of the largest output, in float64"
     tiles.append(
-        f'<div class="tile">against the masked original<b class="{mark}">{word}</b><span class="faint">{about}</span></div>'
+        f'<div class="tile">against the masked original<b class="{mark}">{word}</b>'
+        f'<span class="faint">{about}</span></div>'
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _legend(diagram: Diagram) -> str:
     return (
-        f'<p class="faint">In the order they run, from top to bottom. Layers of one colour are a group, {len(diagram.groups)} '
-        "in all: their channels go together. Rings are where several layers meet. Grey filters stay. "
+        '<p class="faint">In the order they run, from top to bottom. Layers of one colour are a group, '
+        f"{len(diagram.groups)} in all: their channels go together. Rings are where several layers meet. Grey filters stay. "
         "The bar is the width before, and in it the width after. Tap a layer for what it is coupled to.</p>"
     )
 
@@ -125,15 +129,17 @@ def _map(diagram: Diagram) -> str:
 def _row(layer: Layer, widest: int) -> str:
     before, after = layer.width
     style = f' style="--hue:{hue(layer.group)}"' if layer.group >= 0 else ""
-    name = layer.name if before or layer.op in ("input", "output") else f"{layer.op} · {layer.name}"
-    widths = f"{before} → {after}" if before != after else str(before or "")
-    macs = _short(layer.macs[1]) if layer.macs[1] else ""
+    if not before:
+        name = layer.name if layer.name == layer.op else f"{layer.op} · {layer.name}"
+        return f'<button class="row meet"{style}><span class="name"><bdi>{escape(name)}</bdi></span></button>'
+    widths = f"{before} → {after}" if before != after else str(before)
+    inner = f'<i style="width:{100 * after / before:.1f}%"></i>'
     held = "" if layer.group >= 0 else " held"
-    inner = f'<i style="width:{100 * after / before:.1f}%"></i>' if before else ""
-    bar = f'<span class="bar{held}" style="width:{100 * before / widest:.1f}%">{inner}</span>' if before else ""
     return (
-        f'<button class="row{"" if before else " meet"}"{style}><span class="name"><bdi>{escape(name)}</bdi></span>'
-        f'<span class="widths">{widths}</span><span>{bar}</span><span class="macs">{macs}</span></button>'
+        f'<button class="row"{style}><span class="name"><bdi>{escape(layer.name)}</bdi></span>'
+        f'<span class="widths">{widths}</span>'
+        f'<span><span class="bar{held}" style="width:{100 * before / widest:.1f}%">{inner}</span></span>'
+        f'<span class="macs">{_short(layer.macs[1]) if layer.macs[1] else ""}</span></button>'
     )
 
 
@@ -152,9 +158,7 @@ def lanes(layers: Sequence[Layer]) -> dict[tuple[int, int], int]:
     found = {}
     for start, end in sorted(edges, key=lambda edge: (edge[1] - edge[0], edge)):
         free = (
-            lane
-            for lane, taken in enumerate(ends, 1)
-            if lane == LANES or all(end <= a or start >= b for a, b in taken)
+            lane for lane, taken in enumerate(ends, 1) if lane == LANES or all(end <= a or start >= b for a, b in taken)
         )
         found[start, end] = lane = 0 if end - start == 1 else next(free)
         if lane:
@@ -170,7 +174,11 @@ def _drawing(layers: Sequence[Layer]) -> str:
     for (start, end), lane in where.items():
         a, b = (ROW * i + ROW // 2 for i in (start, end))
         out = middle - LANE * lane
-        route = f"M{middle},{a}V{b}" if not lane else f"M{middle},{a}Q{out},{a} {out},{a + 14}V{b - 14}Q{out},{b} {middle},{b}"
+        route = (
+            f"M{middle},{a}V{b}"
+            if not lane
+            else f"M{middle},{a}Q{out},{a} {out},{a + 14}V{b - 14}Q{out},{b} {middle},{b}"
+        )
         lines.append(f'<path d="{route}" {_colour(layers[start])}/>')
     for i, layer in enumerate(layers):
         ring = ' class="hollow"' if not layer.width[0] else ""
@@ -229,10 +237,10 @@ def _blockers(blockers: Sequence[Blocker], macs: int) -> str:
 def _verification(check: Mapping[str, Any] | None) -> str:
     if check is None:
         return "<p>The smaller model was not compared with the masked original.</p>"
+    errors = ("max_abs_error", "max_rel_error", "tolerance")
     rows = [
-        [c["mode"], c["dtype"], c["device"], str(c["batch"] or ""), f"{c['max_abs_error']:.1e}", f"{c['max_rel_error']:.1e}",
-         f"{c['tolerance']:.0e}"]
+        [c["mode"], c["dtype"], c["device"], str(c["batch"] or ""), *(f"{c[key]:.1e}" for key in errors)]
         for c in check["comparisons"]
-    ]  # fmt: skip
+    ]
     headings = ["mode", "dtype", "device", ">batch", ">absolute error", ">relative error", ">tolerance"]
     return f"<p>{escape(check['message'])}</p>" + (table(headings, rows) if rows else "")

@@ -6,12 +6,12 @@ import colorsys
 
 from .diagram import Diagram, Layer
 
-HUE = 137.508  # degrees: successive groups get hues far apart
+FIRST, STEP = 210, 137.508  # degrees: successive groups get hues far apart
 
 
 def hue(group: int) -> int:
     """The hue of a group's colour."""
-    return round(group * HUE) % 360
+    return round(FIRST + group * STEP) % 360
 
 
 def flowchart(diagram: Diagram) -> str:

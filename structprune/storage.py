@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import nn
 
+from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError
 from .plan import PruningPlan
 from .specs import parse
 from .surgery import apply
-from .checkpoint import HEADER_LIMIT, fill, read_header
 
 if TYPE_CHECKING:
     from .api import Result

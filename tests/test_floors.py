@@ -31,9 +31,10 @@ FLOORS = """
     planning
     api
     demo structprune
-    commands.inputs
-    commands.common
-    commands commands.looking commands.pruning commands.files
+    commands commands.inputs job
+    commands.common tables zoo
+    commands.files commands.looking commands.pruning
+    commands.zoo
     cli
     __main__
 """

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ..checkpoint import load_weights
 from ..errors import ArgumentError
 from ..specs import Spec, parse
 from ..storage import Saved, read, recorded_spec
-from ..checkpoint import load_weights
 from .inputs import HELP, make_inputs
 
 MODEL = "torchvision:NAME, timm:NAME, transformers:CLASS or package.module:callable, with ?key=value&... for options"

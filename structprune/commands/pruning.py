@@ -59,7 +59,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)"
     )
     group.add_argument("--target", type=assignment, action="append", metavar="COST=FRACTION",
-                       help="the fraction of a cost to keep, macs=0.5 or params=0.3; may be given for each cost")  # fmt: skip
+                       help="the fraction of a cost to keep, macs=0.5 or params=0.3; one or several")  # fmt: skip
     group.add_argument("--scope", choices=SCOPES, help="rank inside each group of channels, or all groups together")
     group.add_argument("--importance", choices=sorted(NAMED), help="how channels are ranked (default l1)")
     group.add_argument(
@@ -127,7 +127,7 @@ def shrink(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: structprune shrink sparse.pt --model torchvision:resnet18 --out small"
 
     def run(arguments: argparse.Namespace) -> None:
-        from .. import shrink as shrink_model
+        from .. import shrink as shrink_model  # type: ignore[attr-defined, unused-ignore]
 
         _check_output(arguments)
         if arguments.weights:
