@@ -1,6 +1,6 @@
 """structprune: PyTorch models made genuinely smaller, exactly."""
 
-from . import importance
+from . import callbacks, importance
 from .api import Result, analyze, apply, explain, mask, prune, verify
 from .errors import (
     ArgumentError,
@@ -12,12 +12,14 @@ from .errors import (
     NothingToPruneError,
     PlanError,
     StructPruneError,
+    TargetError,
     UnknownNameError,
     UnsupportedModelError,
     VerificationError,
 )
 from .graph import ChannelGraph, Group, Slice
 from .inflate import inflate
+from .iterate import Step, iterate
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
@@ -41,7 +43,9 @@ __all__ = [
     "Report",
     "Result",
     "Slice",
+    "Step",
     "StructPruneError",
+    "TargetError",
     "UnknownNameError",
     "UnsupportedModelError",
     "Verification",
@@ -49,9 +53,11 @@ __all__ = [
     "__version__",
     "analyze",
     "apply",
+    "callbacks",
     "explain",
     "importance",
     "inflate",
+    "iterate",
     "load",
     "mask",
     "plan",

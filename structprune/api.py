@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -13,13 +13,14 @@ from torch import nn
 from . import cost
 from .analysis import Space
 from .collector import paused
+from .constraints import Selector, check_ratio
 from .diagram import draw
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
 from .plan import PruningPlan
-from .planning import check_ratio, plan
+from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
 from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
@@ -115,11 +116,18 @@ def _names_training(code: CodeType) -> bool:
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     *,
     importance: str | Importance = "l1",
     scope: str = "local",
-    exclude: str | Iterable[str] = (),
+    exclude: Selector | Iterable[Selector] = (),
+    include: Selector | Iterable[Selector] | None = None,
+    target: Mapping[str, float] | None = None,
+    ratios: Mapping[Selector, float] | None = None,
+    min_ratio: float = 0.0,
+    max_ratio: float = 1.0,
+    round_to: int | str = 1,
+    allocation: str = "threshold",
     norm: str = "exact",
     verify: bool = True,
     inplace: bool = False,
@@ -129,18 +137,24 @@ def prune(
     >>> result = structprune.prune(model, torch.randn(1, 3, 224, 224), ratio=0.5)
     >>> result.model(images)         # an ordinary nn.Module of the same class, with fewer channels
     >>> print(result.report)
+    >>> half = structprune.prune(model, images, target={"macs": 0.5, "params": 0.6}, scope="global", round_to=8)
 
-    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs` and `norm`, `plan` for the other
-    settings and `verify` for what is compared; `verify=False` skips the comparison.
+    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs` and `norm`, `plan` for the
+    settings (`ratio`, or a `target` for what the model may cost, and what to spare) and `verify` for what is compared;
+    `verify=False` skips the comparison.
 
     Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
     `model` is as it was.
     """
     start = time.perf_counter()
     model = unwrap(model)
-    ratio = check_ratio(ratio)
+    if ratio is not None:
+        check_ratio(ratio)  # before the model runs
     graph = analyze(model, example_inputs, norm=norm)
-    made = plan(graph, importance, ratio, scope, exclude)
+    made = plan(
+        graph, importance, ratio, scope, exclude, include=include, target=target, ratios=ratios, min_ratio=min_ratio,
+        max_ratio=max_ratio, round_to=round_to, allocation=allocation,
+    )  # fmt: skip
     check: Verification | None = None
     small = None
     if verify:

@@ -118,13 +118,13 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         first,
         kept=kept,
         tensors=tensors,
-        stock=stock,
         attributes={p: {**first.attributes.get(p, {}), **second.attributes.get(p, {})} for p in paths},
         swaps={**second.swaps, **first.swaps},  # the first saw the module whole: its count is the original one
         scales={
             name: first.scales.get(name, 1.0) * second.scales.get(name, 1.0)
             for name in _union(first.scales, second.scales)
         },
+        stock=stock,
         sizes={
             name: {**second.sizes.get(name, {}), **first.sizes.get(name, {})}
             for name in _union(first.sizes, second.sizes)

@@ -3,13 +3,14 @@ way. Plain data, for the report, Mermaid and JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cost import Shapes, node_macs
+from .cost import Shapes, products
 from .labels import Labels
 from .nodes import Node
 
@@ -99,6 +100,10 @@ def _shapes(graph: ChannelGraph, view: View | None) -> Shapes:
     return shape
 
 
+def _macs(node: Node, shape: Shapes) -> int:
+    return sum(math.prod(shape(n)[dim] for n, dim in product) for product in products(node))
+
+
 # -- layers -----------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +120,7 @@ def _layers(graph: ChannelGraph, view: View | None) -> tuple[Layer, ...]:
             sources[node] = inputs
             continue
         width, group, fixed = _width(graph, filters, view, group_of)
-        macs = (node_macs(node, before), node_macs(node, after)) if node.op == "call_function" else (0, 0)
+        macs = (_macs(node, before), _macs(node, after)) if node.op == "call_function" else (0, 0)
         group = group_of.value(node) if not filters else group
         layers.append(Layer(_name(node, filters), op, _place(node), width, macs, group, inputs, fixed))
         sources[node] = (len(layers) - 1,)
@@ -213,5 +218,5 @@ def _blockers(graph: ChannelGraph, view: View | None) -> tuple[Blocker, ...]:
     found = []
     for reason, dims in held.items():
         nodes = {node for dim in dims for node in readers.get(dim.partition("[")[0], ())}
-        found.append(Blocker(reason, sum(node_macs(n, after) for n in nodes), tuple(dims)))
+        found.append(Blocker(reason, sum(_macs(n, after) for n in nodes), tuple(dims)))
     return tuple(sorted(found, key=lambda b: -b.macs))

@@ -41,6 +41,10 @@ class NothingToPruneError(StructPruneError, ValueError):
     """Everything in the model is fixed or excluded; the message counts the reasons."""
 
 
+class TargetError(StructPruneError, ValueError):
+    """A target cannot be met, even if everything goes that may; the message says what is in the way."""
+
+
 class PlanError(StructPruneError, ValueError):
     """A plan is malformed, or belongs to another model."""
 

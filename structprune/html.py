@@ -112,8 +112,8 @@ def _tiles(data: Mapping[str, Any]) -> str:
 def _legend(diagram: Diagram) -> str:
     return (
         '<p class="faint">In the order they run, from top to bottom. Layers of one colour are a group, '
-        f"{len(diagram.groups)} in all: their channels go together. Rings are where several layers meet. Grey filters stay. "
-        "The bar is the width before, and in it the width after. Tap a layer for what it is coupled to.</p>"
+        f"{len(diagram.groups)} in all: their channels go together. Rings are where several layers meet. Grey filters "
+        "stay. The bar is the width before, and in it the width after. Tap a layer for what it is coupled to.</p>"
     )
 
 

@@ -12,7 +12,7 @@ from .errors import PlanError
 from .swaps import known_swaps
 
 SCHEMA = 2
-READS = (1, 2)  # plans of schema 1 know no stock norms, and do not say what the model becomes
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have no stock norms
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -121,23 +121,12 @@ class PruningPlan:
         if isinstance(schema, bool) or schema not in READS:
             readable = " and ".join(map(str, READS))
             raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
-        if schema == 1:
-            fields = {"stock": {}, "becomes": "", **fields}
-        expected = {
-            "schema",
-            "fingerprint",
-            "becomes",
-            "kept",
-            "tensors",
-            "attributes",
-            "swaps",
-            "scales",
-            "stock",
-            "notes",
-        }
-        _keys(fields, expected, "$")
+        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
+        _keys(fields, keys | ({"becomes", "stock"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
+        kept, tensors, stock = (
+            _read_kept(fields.get(key, {}), f"$.{key}", sizes) for key in ("kept", "tensors", "stock")
+        )
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -156,8 +145,16 @@ class PruningPlan:
         for name, scale in _typed(fields["scales"], dict, "$.scales").items():
             scales[name] = _typed(scale, float, f"$.scales.{name}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        prints = [_typed(fields[key], str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
         return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, prints[0], notes, prints[1])
+
+
+def unregistered(swap: str) -> str:
+    """What to do about a swap that this process does not know."""
+    return (
+        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
+        "import the code that calls structprune.register_swap for it first"
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,14 +164,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
     return made
-
-
-def unregistered(swap: str) -> str:
-    """What to do about a swap that this process does not know."""
-    return (
-        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
-        "import the code that calls structprune.register_swap for it first"
-    )
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

@@ -81,8 +81,14 @@ def takes(name: str, module: nn.Module) -> bool:
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:
-    """Turns a module into its substitute, in place: the parameters stay where they are."""
-    module.__class__ = compensated(type(module), channels) if name == NORM else _SWAPS[name].free
+    """Turns a module into its substitute, in place: the parameters stay where they are.
+
+    A compensated module stays as it is: it counts the original channels already.
+    """
+    if name != NORM:
+        module.__class__ = _SWAPS[name].free
+    elif not hasattr(type(module), "plain"):
+        module.__class__ = compensated(type(module), channels)
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

@@ -33,7 +33,11 @@ class Small(nn.Module):
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem, self.body, self.bn = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.stem, self.body, self.bn = (
+            nn.Conv2d(3, width, 3),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+        )
         self.embed, self.head = nn.Embedding(10, width), nn.Linear(width, 4)
 
     def forward(self, x: Tensor, words: Tensor | None = None) -> Tensor:
@@ -96,7 +100,19 @@ def test_prune(saved: Path, capsys: Captured) -> None:
 def test_prune_for_machines(tmp_path: Path, capsys: Captured) -> None:
     target = tmp_path / "deep" / "small.safetensors"
     page = tmp_path / "report.html"
-    arguments = ["prune", SPEC, "--input", INPUT, "--exclude", "body", "--json", "--out", str(target), "--html", str(page)]
+    arguments = [
+        "prune",
+        SPEC,
+        "--input",
+        INPUT,
+        "--exclude",
+        "head",
+        "--json",
+        "--out",
+        str(target),
+        "--html",
+        str(page),
+    ]
     assert main([*arguments, "--scope", "global", "--importance", "l1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verification"]["ok"] is True
@@ -117,7 +133,9 @@ def test_settings_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         return prune(model, example_inputs)
 
     monkeypatch.setattr("structprune.api.prune", fake)
-    words = "--target macs=0.5 --target params=0.6 --round-to 8 --max-ratio 0.9 --ratios a.*=0.2 --exclude b --exclude c"
+    words = (
+        "--target macs=0.5 --target params=0.6 --round-to 8 --max-ratio 0.9 --ratios a.*=0.2 --exclude b --exclude c"
+    )
     assert main(["prune", SPEC, "--input", INPUT, "--ratio", "0.25", *words.split()]) == 0
     assert given == {
         "ratio": 0.25, "target": {"macs": 0.5, "params": 0.6}, "round_to": 8, "max_ratio": 0.9, "ratios": {"a.*": 0.2},
@@ -138,7 +156,16 @@ def test_shrink(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
         return sp.prune(model, example_inputs, ratio=0.25)
 
     monkeypatch.setattr(sp, "shrink", fake, raising=False)
-    arguments = ["shrink", str(tmp_path / "sparse.pt"), "--model", SPEC, "--input", INPUT, "--out", str(tmp_path / "out")]
+    arguments = [
+        "shrink",
+        str(tmp_path / "sparse.pt"),
+        "--model",
+        SPEC,
+        "--input",
+        INPUT,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments) == 0
     assert torch.equal(seen[0].stem.weight, model.stem.weight)
     assert int((seen[0].stem.weight.flatten(1) == 0).all(1).sum()) == 2
@@ -257,7 +284,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "an option without a value": (["prune", "test_cli:small?width"], "options are written ?key=value"),
     "no input": (["prune", SPEC], "pass --input, 1x3x224x224 for example"),
     "an input that is no shape": (["prune", SPEC, "--input", "3,8"], "is no shape: write 1x3x224x224"),
-    "an input of an unknown dtype": (["prune", SPEC, "--input", "2x3:int46"], "no dtype 'int46'; the closest are 'int64'"),
+    "an input of an unknown dtype": (
+        ["prune", SPEC, "--input", "2x3:int46"],
+        "no dtype 'int46'; the closest are 'int64'",
+    ),
     "an input that does not fit": (["prune", SPEC, "--input", "2x4x8x8"], "in stem"),
     "an input named twice": (["prune", SPEC, "--input", "x=2x3", "--input", "x=2x3"], "names 'x' twice"),
     "inputs half named": (["prune", SPEC, "--input", "x=2x3", "--input", "2x3"], "name all of the arguments"),
@@ -313,7 +343,9 @@ def test_a_module_that_needs_another(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "needy_module.py").write_text("import absent_package\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    assert "importing needy_module fails: No module named 'absent_package'" in fails(["prune", "needy_module:x"], capsys)
+    assert "importing needy_module fails: No module named 'absent_package'" in fails(
+        ["prune", "needy_module:x"], capsys
+    )
 
 
 def test_libraries_that_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -334,10 +366,20 @@ def wrapped(state: dict[str, Tensor]) -> Any:
     return {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
 
 
-GOOD: dict[str, Callable[[dict[str, Tensor]], Any]] = {"plain": dict, "wrapped": wrapped, "model": lambda s: {"model": s}}
+GOOD: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "plain": dict,
+    "wrapped": wrapped,
+    "model": lambda s: {"model": s},
+}
 BAD: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
-    "missing": (lambda s: {k: v for k, v in s.items() if k != "bn.bias"}, "lacks 1 tensors of the model, 'bn.bias' first"),
-    "extra": (lambda s: {**s, "stem.wieght": s["stem.bias"]}, "'stem.wieght', which the model does not have; the closest"),
+    "missing": (
+        lambda s: {k: v for k, v in s.items() if k != "bn.bias"},
+        "lacks 1 tensors of the model, 'bn.bias' first",
+    ),
+    "extra": (
+        lambda s: {**s, "stem.wieght": s["stem.bias"]},
+        "'stem.wieght', which the model does not have; the closest",
+    ),
     "shape": (lambda s: {**s, "stem.bias": torch.zeros(9)}, "stem.bias has the shape (9,), the model (8,)"),
     "a list": (lambda s: [1, 2], "holds no state dict"),
     "a model": (lambda s: small(), "weights_only=True) refuses it"),
@@ -399,9 +441,9 @@ def test_specs_of_torchvision() -> None:
     assert parse("torchvision:inception_v3").inputs(model).shape == (1, 3, 299, 299)
     assert parse("torchvision:r3d_18").inputs(model).shape == (1, 3, 16, 112, 112)
     assert len(parse("torchvision:raft_small").inputs(model)) == 2
-    with pytest.raises(sp.UnknownNameError, match="the closest are 'resnet18'|'resnet18'"):
+    with pytest.raises(sp.UnknownNameError, match="'resnet18'"):
         parse("torchvision:resnet_18").build()
-    assert [s.text for s in expand(["torchvision:resnet1*", "torchvision:resnet18"])] == ["torchvision:resnet18", "torchvision:resnet101", "torchvision:resnet152"] or True  # fmt: skip
+    assert [s.text for s in expand(["torchvision:resnet1*", "torchvision:resnet18"])] == ["torchvision:resnet101", "torchvision:resnet152", "torchvision:resnet18"]  # fmt: skip
     with pytest.raises(sp.UnknownNameError, match="matches no model"):
         expand(["torchvision:rasnet*"])
     assert not [s for s in expand(["torchvision"]) if "quantized" in s.name]

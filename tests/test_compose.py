@@ -109,6 +109,16 @@ def test_norms_go_on_counting_the_original_channels() -> None:
     assert sp.verify(model, both, rows).max_rel_error < 1e-12
 
 
+def test_a_swap_made_twice_is_made_once() -> None:
+    from structprune.swaps import swap
+
+    norm = nn.LayerNorm(16)
+    swap(norm, "norm", 16)
+    kind = type(norm)
+    swap(norm, "norm", 12)
+    assert type(norm) is kind
+
+
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5))

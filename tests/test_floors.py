@@ -17,22 +17,28 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector errors frames labels nn nodes ops sizes version
-    checkpoint composition copying program rules.checks rules.zeros schedules specs swaps
-    plan prepare rules.site shapes
-    fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock trace
-    mask rules.indexing rules.normalization rules.recurrent rules.shaping surgery
-    inflate optimizers rules storage verify
-    analysis cost export
-    diagram explanation
-    mermaid page
-    graph html
-    importance report
+    bookkeeping collector errors frames labels nn nodes ops page regularize sizes version
+    composition copying filling importance.processes program rules.checks rules.zeros schedules specs swaps
+    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
+    diagram fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock
+    mask mermaid rules.indexing rules.normalization rules.recurrent rules.shaping surgery trace
+    html inflate optimizers rules storage verify
+    analysis checkpoints export readers report
+    explanation kinds
+    graph
+    constraints importance.normalization settlement
+    importance.base
+    importance.activations importance.gradients importance.weights
+    importance
+    selection
+    budget
     planning
     api
-    demo structprune
-    commands commands.inputs job
-    commands.common tables zoo
+    demo iterate job
+    callbacks tables zoo
+    structprune
+    commands commands.inputs
+    commands.common
     commands.files commands.looking commands.pruning
     commands.zoo
     cli

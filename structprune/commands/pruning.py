@@ -127,13 +127,13 @@ def shrink(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: structprune shrink sparse.pt --model torchvision:resnet18 --out small"
 
     def run(arguments: argparse.Namespace) -> None:
-        from .. import shrink as shrink_model  # type: ignore[attr-defined, unused-ignore]
-
         _check_output(arguments)
         if arguments.weights:
             raise ArgumentError("shrink takes its weights from CHECKPOINT; leave --weights out")
         arguments.weights = arguments.checkpoint
         loaded = load_model(arguments)
+        from .. import shrink as shrink_model  # type: ignore[attr-defined, unused-ignore]
+
         finish(arguments, loaded, shrink_model(loaded.model, loaded.inputs, details=True))
 
     parser.set_defaults(run=run)
