@@ -48,6 +48,11 @@ def positive(text: str) -> float:
     return _number(text, float, lambda n: 0 < n < float("inf"), "a number above 0")
 
 
+def number_or_word(text: str) -> int | str:
+    """A whole number, or a word for one."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], what: str) -> Any:
     try:
         number = kind(text)

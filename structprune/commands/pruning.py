@@ -14,7 +14,8 @@ from ..api import Result
 from ..errors import ArgumentError
 from ..importance import NAMED
 from ..inflate import inflate
-from ..planning import SCOPES
+from ..planning import ALLOCATIONS, SCOPES
+from ..stock import NORMS
 from ..storage import check_target, load, save
 from ..version import __version__
 from .common import (
@@ -26,14 +27,17 @@ from .common import (
     fraction,
     load_model,
     make_model,
-    natural,
+    number_or_word,
     read_saved,
     say,
     spec_of,
 )
 
 # The settings of `structprune.prune` that the command line passes on as they are.
-SETTINGS = ("ratio", "target", "scope", "importance", "exclude", "ratios", "round_to", "max_ratio")
+SETTINGS = (
+    "ratio", "target", "scope", "importance", "exclude", "include", "ratios", "min_ratio", "max_ratio", "round_to",
+    "allocation", "norm",
+)  # fmt: skip
 
 
 def prune(parser: argparse.ArgumentParser) -> None:
@@ -53,22 +57,26 @@ def prune(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say how much to remove, and what."""
-    group = parser.add_argument_group("how much, and what")
-    group.add_argument(
-        "--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)"
+    """The arguments that say how much to remove, and what; none has a default here, so that `prune` has its own."""
+    add = parser.add_argument_group("how much, and what").add_argument
+    add("--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)")
+    add("--target", type=assignment, action="append", metavar="COST=FRACTION",
+        help="the fraction of a cost to keep, macs=0.5 or params=0.3; one or several")  # fmt: skip
+    add(
+        "--scope",
+        choices=SCOPES,
+        help="rank inside each group (local, the default), or all groups together",
     )
-    group.add_argument("--target", type=assignment, action="append", metavar="COST=FRACTION",
-                       help="the fraction of a cost to keep, macs=0.5 or params=0.3; one or several")  # fmt: skip
-    group.add_argument("--scope", choices=SCOPES, help="rank inside each group of channels, or all groups together")
-    group.add_argument("--importance", choices=sorted(NAMED), help="how channels are ranked (default l1)")
-    group.add_argument(
-        "--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'"
-    )
-    group.add_argument("--ratios", type=assignment, action="append", metavar="PATTERN=RATIO",
-                       help="another ratio for some layers: 'layer1.*=0.2'")  # fmt: skip
-    group.add_argument("--round-to", type=natural, help="keep a multiple of this many channels")
-    group.add_argument("--max-ratio", type=fraction, help="never remove more than this fraction of a group")
+    add("--importance", choices=sorted(NAMED), help="how channels are ranked (default l1)")
+    add("--allocation", choices=ALLOCATIONS, help="how a target is met: by what scores least, or what loses least")
+    add("--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'")
+    add("--include", action="append", metavar="PATTERN", help="the only layers whose filters may go")
+    add("--ratios", type=assignment, action="append", metavar="PATTERN=RATIO",
+        help="another ratio for some layers: 'layer1.*=0.2'")  # fmt: skip
+    add("--min-ratio", type=fraction, help="remove at least this fraction of every group")
+    add("--max-ratio", type=fraction, help="never remove more than this fraction of a group")
+    add("--round-to", type=number_or_word, metavar="N", help="leave widths that are multiples of N, or 'auto'")
+    add("--norm", choices=NORMS, help="norms go on counting the original channels (exact, the default), or stay stock")
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
