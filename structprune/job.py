@@ -89,7 +89,7 @@ def limit_memory(gigabytes: float) -> None:
 
 
 def _end_with_input() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(sys.stdin.fileno(), 1):  # the file itself: Python could not shut down while its reader is in use
         pass
     os._exit(1)
 

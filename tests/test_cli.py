@@ -468,7 +468,7 @@ def test_a_transformer_needs_no_network(tmp_path: Path) -> None:
 
 def test_prune_killed_at_random_moments(saved: Path, tmp_path: Path) -> None:
     """What was there can be loaded after every kill; then the command is run again, and is done."""
-    kill_prune(saved, tmp_path, 3)
+    kill_prune(saved, tmp_path, 1)
 
 
 def kill_prune(saved: Path, tmp_path: Path, count: int) -> None:
