@@ -23,6 +23,8 @@ from .iterate import Step, iterate
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
+from .shrink import plan_from_masks, shrink
+from .sparsity import Sparsity, sparsity
 from .storage import load, save
 from .swaps import register_swap
 from .verify import Verification
@@ -43,6 +45,7 @@ __all__ = [
     "Report",
     "Result",
     "Slice",
+    "Sparsity",
     "Step",
     "StructPruneError",
     "TargetError",
@@ -61,8 +64,11 @@ __all__ = [
     "load",
     "mask",
     "plan",
+    "plan_from_masks",
     "prune",
     "register_swap",
     "save",
+    "shrink",
+    "sparsity",
     "verify",
 ]

@@ -162,7 +162,7 @@ def prune(
         check = verify_plan(model, made, example_inputs, small=small)
         if not check.ok:
             raise VerificationError(str(check))
-    report = _report(graph, made, check)
+    report = report_on(graph, made, check)
     if inplace:  # the graph would keep the old weights alive
         fixed, diagram = report.fixed, report.diagram
         report = replace(report, find_fixed=lambda: fixed, find_diagram=lambda: diagram)
@@ -173,7 +173,8 @@ def prune(
     return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
+def report_on(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
+    """What a plan does to the model of a graph; what is fixed, and the diagram, are looked up when asked for."""
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
@@ -185,7 +186,7 @@ def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None) 
                 )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, lambda: graph.fixed, made.notes, 0.0, lambda: draw(graph, view),
+        widths, check, lambda: graph.fixed, made.notes, 0.0, find_diagram=lambda: draw(graph, view),
     )  # fmt: skip
 
 

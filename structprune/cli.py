@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"structprune {__version__}")
     commands = top.add_subparsers(title="commands", metavar="command", required=True)
     for name, command in COMMANDS.items():
-        command(commands.add_parser(name, help=command.__doc__, description=command.__doc__))
+        own = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        own.set_defaults(command=name)
+        command(own)
     return top
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .bookkeeping import held, mirrors
 from .errors import ArgumentTypeError, PlanError
+from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
 from .swaps import known_swaps, takes
@@ -57,10 +58,12 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             found = vars(modules[path]).get(key)
             if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
-    for path, (name, _) in plan.swaps.items():
-        if name not in known_swaps():
+    for path, (name, size) in plan.swaps.items():
+        if name == "bias":
+            _check_bias(plan, path, modules[path], size)
+        elif name not in known_swaps():
             raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
-        if not takes(name, modules[path]):
+        elif not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
@@ -77,3 +80,13 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
                 raise PlanError(
                     f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}"
                 )
+
+
+def _check_bias(plan: PruningPlan, path: str, module: nn.Module, size: int) -> None:
+    attribute = width_of_bias(module)
+    if not attribute:
+        kind = "has a bias already" if getattr(module, "bias", None) is not None else "does not take a bias"
+        raise PlanError(f"the plan gives {path!r} a bias, but this {type(module).__name__} {kind}")
+    width = plan.attributes.get(path, {}).get(attribute, getattr(module, attribute))
+    if size != width:
+        raise PlanError(f"the plan contradicts itself: a bias of {size} numbers for {path!r}, of width {width}")

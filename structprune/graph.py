@@ -17,7 +17,7 @@ from .cost import Costs
 from .errors import UnknownNameError, closest
 from .kinds import Kinds
 from .labels import IntArray
-from .readers import contracts, readers
+from .roles import contracts, readers
 from .rules.checks import View
 from .rules.contraction import KERNEL
 

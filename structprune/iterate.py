@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .api import analyze
-from .checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from .constraints import check_ratio
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .graph import ChannelGraph
@@ -19,6 +18,7 @@ from .optimizers import follower
 from .plan import PruningPlan
 from .planning import plan, read_target
 from .prepare import unwrap
+from .progress import Checkpoint, read_checkpoint, write_checkpoint
 from .schedules import cuts
 from .surgery import apply
 from .verify import Verification

@@ -200,3 +200,17 @@ class MultiheadAttention(nn.MultiheadAttention):
     forward = attend
     # nn.TransformerEncoderLayer asks this before it takes a path that reads the weights with the old sizes.
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+
+
+# Modules whose forward takes a bias or None, with the attribute that says how many numbers it holds.
+BIASED: dict[type[nn.Module], str] = {
+    nn.Linear: "out_features",
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "out_channels"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "out_channels"),
+}
+
+
+def width_of_bias(module: nn.Module) -> str:
+    """The attribute that says how long a bias of this module is; empty if it has one, or would not use it."""
+    found = [a for kind, a in BIASED.items() if isinstance(module, kind) and type(module).forward is kind.forward]
+    return found[0] if found and module.bias is None and "forward" not in vars(module) else ""

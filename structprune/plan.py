@@ -24,7 +24,8 @@ class PruningPlan:
     zeroing everything else in the original is the masked original. `tensors` does so for plain tensor attributes,
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
-    substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them.
+    substitutes that take a module's place (`structprune.nn`), or to "bias" and the length of a bias of zeros that the
+    module is given; `scales` maps parameters to factors folded into them.
     `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 

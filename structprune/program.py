@@ -110,20 +110,26 @@ def _collect(modules: Mapping[str, nn.Module], attributes: bool) -> dict[str, Te
 
 
 def fingerprint(model: nn.Module, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers, as they are or as `cut` leaves them."""
-    first: dict[int, str] = {}
+    """A hash of the names, shapes and ties of a model's parameters and buffers, as they are or as `cut` leaves them.
+
+    The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
+    """
     kept = {id(tensor): cut[name] for name, tensor in named_tensors(model).items() if name in cut} if cut else {}
-    rows: list[Any] = []
+    rows: list[tuple[str, str, int, tuple[int, ...]]] = []
     for path, module in modules_of(model).items():
+        prefix = path + "." if path else ""
         for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
             for name, tensor in store.items():
                 if tensor is not None:
-                    full = f"{path}.{name}" if path else name
                     left = kept.get(id(tensor), {})
-                    shape = [len(left[dim]) if dim in left else size for dim, size in enumerate(tensor.shape)]
-                    rows.append((kind, full, first.setdefault(id(tensor), full), *shape))
-        rows += [(path, name, first.setdefault(id(child), f"{path}.{name}")) for name, child in module._modules.items()]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
+                    shape = tuple(len(left[dim]) if dim in left else size for dim, size in enumerate(tensor.shape))
+                    rows.append((prefix + name, kind, id(tensor), shape))
+        rows += [
+            (prefix + name, "module", id(child), ()) for name, child in module._modules.items() if child is not None
+        ]
+    first: dict[int, str] = {}
+    named = [(name, kind, first.setdefault(key, name), shape) for name, kind, key, shape in sorted(rows)]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from .verify import Comparison, Verification
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What a layer lost when element masks became channel masks: channels, and L1 mass of what the masks had left."""
+
+    channels: int
+    of: int
+    mass: float  # between 0 and 1
+
+
+@dataclass(frozen=True)
 class Report:
     """What a pruning did: sizes before and after, widths by layer, verification, and what stayed, with reasons."""
 
@@ -29,6 +38,8 @@ class Report:
     find_fixed: Callable[[], dict[str, str]]
     notes: tuple[str, ...]
     seconds: float
+    lost: dict[str, Loss] = field(default_factory=dict)  # by layer: what `shrink(..., structured="promote")` gave up
+    deviation: float | None = None  # and by how much the outputs changed, max|a - b| / max|b|
     find_diagram: Callable[[], Diagram] = Diagram
 
     @property
@@ -51,6 +62,8 @@ class Report:
             "fixed": self.fixed,
             "notes": list(self.notes),
             "seconds": self.seconds,
+            "lost": {name: vars(loss) for name, loss in self.lost.items()},
+            "deviation": self.deviation,
             "diagram": self.diagram.to_dict(),
         }
 
@@ -65,9 +78,11 @@ class Report:
             (params, left), (macs, spent) = data["params"], data["macs"]
             sizes = ((int(params), int(left)), (int(macs), int(spent)))
             rest = (tuple(map(str, data["notes"])), float(data["seconds"]))
+            lost = {name: Loss(**loss) for name, loss in data["lost"].items()}
+            deviation = data["deviation"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"this is no report of structprune: {type(error).__name__}: {error}") from error
-        return Report(*sizes, widths, check, lambda: fixed, *rest, lambda: diagram)
+        return Report(*sizes, widths, check, lambda: fixed, *rest, lost, deviation, lambda: diagram)
 
     def to_html(self, path: str | os.PathLike[str], *, title: str = "A pruned model") -> None:
         """Writes the report as one page that opens from disk, without a network: costs, every layer with its widths
@@ -97,7 +112,13 @@ class Report:
         for why in (text.partition(" (")[0] for text in self.fixed.values()):
             reasons[why] = reasons.get(why, 0) + 1
         kept = [f"kept, {count} x: {why}" for why, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]]
-        return "\n".join([str(self.verification or "not verified"), *self.notes, *kept])
+        lost = []
+        if self.lost:
+            channels = sum(loss.channels for loss in self.lost.values())
+            lost = [
+                f"{channels} channels whose masks had left little went as well: outputs changed by {self.deviation:.1%}"
+            ]
+        return "\n".join([str(self.verification or "not verified"), *lost, *self.notes, *kept])
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True)

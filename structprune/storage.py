@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import nn
 
+from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError
-from .filling import HEADER_LIMIT, fill, read_header
 from .plan import PruningPlan
 from .specs import parse
 from .surgery import apply

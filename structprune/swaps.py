@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
 
-NORM = "norm"  # the one swap that depends on a number: the channels that statistics count
+NORM = "norm"  # the number is how many channels the statistics count
+BIAS = "bias"  # the number is how long the bias is
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ def register_swap(rigid: type[nn.Module], free: type[nn.Module], *, name: str = 
             raise ArgumentError(
                 f"{swap.name!r} cannot be registered: {known.name!r} is a swap for {known.rigid.__qualname__} already"
             )
-    if swap.name == NORM:
-        raise ArgumentError(f"{NORM!r} is the name of structprune's own swap; pass another name")
+    if swap.name in (NORM, BIAS):
+        raise ArgumentError(f"{swap.name!r} is the name of structprune's own swap; pass another name")
     _SWAPS[swap.name] = swap
 
 
 def known_swaps() -> tuple[str, ...]:
     """What a plan may call a swap."""
-    return (NORM, *_SWAPS)
+    return (NORM, BIAS, *_SWAPS)
 
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
@@ -83,9 +85,12 @@ def takes(name: str, module: nn.Module) -> bool:
 def swap(module: nn.Module, name: str, channels: int) -> None:
     """Turns a module into its substitute, in place: the parameters stay where they are.
 
-    A compensated module stays as it is: it counts the original channels already.
+    A compensated module stays as it is: it counts the original channels already. "bias" gives it one of zeros.
     """
-    if name != NORM:
+    if name == BIAS:
+        weight: Any = module.weight
+        module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
+    elif name != NORM:
         module.__class__ = _SWAPS[name].free
     elif not hasattr(type(module), "plain"):
         module.__class__ = compensated(type(module), channels)

@@ -18,24 +18,24 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector errors frames labels nn nodes ops page regularize sizes version
-    composition copying filling importance.processes program rules.checks rules.zeros schedules specs swaps
-    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes
+    checkpoint composition copying importance.processes program readers rules.checks rules.zeros schedules specs swaps
+    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes unmask
     diagram fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock
-    mask mermaid rules.indexing rules.normalization rules.recurrent rules.shaping surgery trace
-    html inflate optimizers rules storage verify
-    analysis checkpoints export readers report
+    constant_rules mask mermaid rules.indexing rules.normalization rules.recurrent rules.shaping surgery trace
+    constants html inflate optimizers rules storage verify
+    analysis export progress report roles
     explanation kinds
     graph
-    constraints importance.normalization settlement
-    importance.base
-    importance.activations importance.gradients importance.weights
+    constraints importance.normalization promote settlement weights
+    importance.base liveness
+    folding importance.activations importance.gradients importance.weights
     importance
     selection
     budget
     planning
     api
-    demo iterate job
-    callbacks tables zoo
+    demo iterate job shrink
+    callbacks sparsity tables zoo
     structprune
     commands commands.inputs
     commands.common

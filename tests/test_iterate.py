@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
-from structprune.checkpoints import NAME
 from structprune.optimizers import follower
+from structprune.progress import NAME
 from structprune.schedules import cuts
 
 

@@ -192,7 +192,7 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     """Names of modules and reasons may hold anything."""
     evil = "</script><script>alert(1)</script>"
     layers = (Layer(evil, "conv2d", evil, (4, 2), (8, 4), -1, (), evil),)
-    report = sp.Report((1, 1), (1, 1), {}, None, dict, (evil,), 0.0, lambda: Diagram(layers))
+    report = sp.Report((1, 1), (1, 1), {}, None, dict, (evil,), 0.0, find_diagram=lambda: Diagram(layers))
     report.to_html(tmp_path / "evil.html", title=evil)
     found = read((tmp_path / "evil.html").read_text())
     assert len(found.texts["script"]) == 2

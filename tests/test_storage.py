@@ -353,7 +353,7 @@ def test_loading_needs_no_tracer() -> None:
         if name not in seen:
             seen.add(name)
             todo += [target for target in own_imports(name) if target in FILES]
-    assert {"plan", "surgery", "specs", "filling"} <= seen
+    assert {"plan", "surgery", "specs", "checkpoint"} <= seen
     assert not {name for name in seen if name in ("trace", "analysis", "graph", "api") or name.startswith("rules")}
 
 

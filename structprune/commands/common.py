@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ..checkpoint import load_weights
 from ..errors import ArgumentError
-from ..filling import load_weights
 from ..specs import Spec, parse
 from ..storage import Saved, read, recorded_spec
 from .inputs import HELP, make_inputs

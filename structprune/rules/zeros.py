@@ -51,7 +51,7 @@ def reads_zero(source: Node, reader: Node, values: Values) -> bool:
     def zero(node: Node) -> bool:
         return is_zero(node, values, memo)
 
-    return zero(source) and not _overwritten(source, reader, values, zero)
+    return zero(source) and not overwritten(source, reader, values, zero)
 
 
 def is_zero(node: Node, values: Values, memo: dict[Node, bool] | None = None) -> bool:
@@ -72,7 +72,7 @@ def _labelled(node: Node, values: Values) -> bool:
 
 def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     op = node.meta["op"]
-    inputs = [n for n in node.all_input_nodes if not _overwritten(n, node, values, zero)]
+    inputs = [n for n in node.all_input_nodes if not overwritten(n, node, values, zero)]
     if len(inputs) < len(node.all_input_nodes):
         return False
     if op == "parameter":
@@ -181,7 +181,7 @@ def _shares(node: Node) -> bool:
     return bool(node.meta.get("inplace")) or node.meta["op"] in _VIEWS
 
 
-def _overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
     if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
         return False
