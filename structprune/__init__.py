@@ -23,6 +23,7 @@ from .iterate import Step, iterate
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
+from .sensitivity import Sensitivity, sensitivity
 from .shrink import plan_from_masks, shrink
 from .sparsity import Sparsity, sparsity
 from .storage import load, save
@@ -44,6 +45,7 @@ __all__ = [
     "PruningPlan",
     "Report",
     "Result",
+    "Sensitivity",
     "Slice",
     "Sparsity",
     "Step",
@@ -68,6 +70,7 @@ __all__ = [
     "prune",
     "register_swap",
     "save",
+    "sensitivity",
     "shrink",
     "sparsity",
     "verify",

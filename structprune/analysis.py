@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .bookkeeping import held, mirrors
+from .bookkeeping import mirrored, mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
 from .nodes import Node, map_nodes
 from .program import Program
+from .rewriting import held
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
 from .rules.normalization import Fold, Swap
@@ -80,7 +81,7 @@ class Space:
             AttributeOf(path, row.attribute): (row, names[id(tensor)])
             for path, module in self.modules.items()
             for row in mirrors(module)
-            if id(tensor := held(module, row)) in names  # a parametrized weight is computed anew each time
+            if id(tensor := mirrored(module, row)) in names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
@@ -296,7 +297,7 @@ class Space:
             if name in self.parameters:
                 factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
                 return view.shape(self.parameters[name])[row.dim] * factor
-        return int(getattr(self.modules[leaf.module], leaf.name))
+        return leaf.pick(held(self.modules[leaf.module], leaf.name))
 
     def attributes(self, view: View) -> dict[AttributeOf, int]:
         """Every module attribute that a plan changes, with its new value."""
@@ -304,7 +305,7 @@ class Space:
         changed = {}
         for leaf in wanted:
             value = view.leaf(leaf)
-            if value != getattr(self.modules[leaf.module], leaf.name):
+            if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value
         return changed
 

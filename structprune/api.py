@@ -24,6 +24,7 @@ from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
 from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
+from .rewriting import check_rigid, rewrites
 from .rules import has_rule
 from .stock import check_norm
 from .surgery import apply as apply_plan
@@ -31,6 +32,8 @@ from .swaps import stand_ins
 from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
+
+Classes = Mapping[type[nn.Module], type[nn.Module]]  # what modules have while they are traced, by what they are
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Result:
         return self.report.__rich__()
 
 
-def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact") -> ChannelGraph:
+def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid: str = "keep") -> ChannelGraph:
     """Traces the model on every example and solves which channels belong together.
 
     The model runs once for each example in eval mode, and once in train mode if its code asks for the mode
@@ -60,31 +63,34 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact") -> Ch
         norm: what becomes of layer, group and RMS norms whose channels go. `"exact"`: they go on counting the
             original channels, by a swapped class or by folding. `"stock"`: they stay stock modules over fewer
             channels, and the small model deviates from the masked original by what `Verification.deviation` says.
+        rigid: what becomes of channels whose number is written in the code (`x.view(-1, 512)`, `x[:, :32]`). `"keep"`:
+            they stay. `"rewrite"`: modules that say so in their methods get a subclass, made from their source, that
+            reads the number from an attribute; it works for any batch and image size, and in both modes.
 
-    Raises ArgumentError for another `norm`, UnsupportedModelError (scripted, quantised, lazy, sharded ... models,
-    with what to pass instead) and ExampleInputsError if the model does not run on the examples.
+    Raises ArgumentError for another `norm` or `rigid`, UnsupportedModelError (scripted, quantised, lazy, sharded ...
+    models, with what to pass instead) and ExampleInputsError if the model does not run on the examples.
     """
-    stock = check_norm(norm)
+    stock, rewrite = check_norm(norm), check_rigid(rigid)
     model = unwrap(model)
     check_model(model)
     calls = calls_of(example_inputs)
     check_placement(model, calls)
     with paused():
-        return _analyzed(model, calls, stock)
+        return _analyzed(model, calls, stock, {**(rewrites(model) if rewrite else {}), **stand_ins()})
 
 
-def _analyzed(model: nn.Module, calls: list[Call], stock: bool) -> ChannelGraph:
-    programs = [trace(model, Call(c.args, c.kwargs), has_rule, stand_ins()) for c in calls]
+def _analyzed(model: nn.Module, calls: list[Call], stock: bool, classes: Classes) -> ChannelGraph:
+    programs = [trace(model, Call(c.args, c.kwargs), has_rule, classes) for c in calls]
     if asks_for_mode(model):
-        programs += _in_train_mode(model, calls)
+        programs += _in_train_mode(model, calls, classes)
     space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
     return ChannelGraph(model, space, fingerprint(model))
 
 
-def _in_train_mode(model: nn.Module, calls: list[Call]) -> list[Program]:
+def _in_train_mode(model: nn.Module, calls: list[Call], classes: Classes) -> list[Program]:
     """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
     try:
-        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, stand_ins()) for c in calls]
+        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, classes) for c in calls]
     except ExampleInputsError:
         return []
 
@@ -129,6 +135,7 @@ def prune(
     round_to: int | str = 1,
     allocation: str = "threshold",
     norm: str = "exact",
+    rigid: str = "keep",
     verify: bool = True,
     inplace: bool = False,
 ) -> Result:
@@ -139,9 +146,9 @@ def prune(
     >>> print(result.report)
     >>> half = structprune.prune(model, images, target={"macs": 0.5, "params": 0.6}, scope="global", round_to=8)
 
-    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs` and `norm`, `plan` for the
-    settings (`ratio`, or a `target` for what the model may cost, and what to spare) and `verify` for what is compared;
-    `verify=False` skips the comparison.
+    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `norm` and `rigid`, `plan` for
+    the settings (`ratio`, or a `target` for what the model may cost, and what to spare) and `verify` for what is
+    compared; `verify=False` skips the comparison.
 
     Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
     `model` is as it was.
@@ -150,7 +157,7 @@ def prune(
     model = unwrap(model)
     if ratio is not None:
         check_ratio(ratio)  # before the model runs
-    graph = analyze(model, example_inputs, norm=norm)
+    graph = analyze(model, example_inputs, norm=norm, rigid=rigid)
     made = plan(
         graph, importance, ratio, scope, exclude, include=include, target=target, ratios=ratios, min_ratio=min_ratio,
         max_ratio=max_ratio, round_to=round_to, allocation=allocation,

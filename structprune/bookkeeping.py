@@ -66,14 +66,14 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
 def mirrors(module: nn.Module) -> Iterator[Mirror]:
     """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
     for row in _rows(type(module)):  # type: ignore[arg-type]
-        tensor = held(module, row)
+        tensor = mirrored(module, row)
         if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
             factor = getattr(module, row.factor) if row.factor else 1
             if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:
                 yield row
 
 
-def held(module: nn.Module, row: Mirror) -> Any:
+def mirrored(module: nn.Module, row: Mirror) -> Any:
     """The tensor whose size a row is about; None if the module has none."""
     owner, _, name = row.tensor.rpartition(".")
     return getattr(module.get_submodule(owner) if owner else module, name, None)

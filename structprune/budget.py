@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .cost import Costs, FloatArray
+from .costing import Costs, FloatArray
 from .labels import IntArray
 from .selection import Ladder, Positions
 
@@ -58,14 +58,17 @@ class Budget:
     limits: Mapping[str, float]
     local: bool  # units are compared by their rank within the group instead of by score
     base: IntArray = field(init=False)  # the units that stay at the first stop of every ladder, by class
+    floor: float = field(init=False)  # the least score, if it is below zero: only what is lost can be weighted
 
     def __post_init__(self) -> None:
         first = np.concatenate([np.zeros(0, np.int64), *(ladder.removed(0) for ladder in self.ladders)])
         object.__setattr__(self, "base", self.costs.totals - self.costs.of(first))
+        least = min((float(ladder.scores.min(initial=0)) for ladder in self.ladders), default=0.0)
+        object.__setattr__(self, "floor", least)
 
     def used(self, kept: npt.NDArray[Any]) -> FloatArray:
         """The cost of numbers of kept units, relative to each target: [targets, plans]."""
-        found = self.costs.count(kept)
+        found = self.costs.count(kept, self.limits)
         return np.stack([found[name] / limit for name, limit in self.limits.items()])
 
     def kept(self, positions: Sequence[int]) -> IntArray:
@@ -81,7 +84,7 @@ class Budget:
     def keys(self, number: int) -> FloatArray:
         """What each step of a ladder is ranked by: the mean of its units' scores, or of their ranks."""
         ladder = self.ladders[number]
-        values = (np.arange(len(ladder.units)) + 1) / len(ladder.group) if self.local else ladder.scores
+        values = (np.arange(len(ladder.units)) + 1) / len(ladder.group) if self.local else ladder.scores - self.floor
         sums = np.concatenate([[0.0], np.cumsum(values)])[ladder.stops]
         return np.maximum.accumulate(np.diff(sums) / np.diff(ladder.stops))  # rounding must not disturb the order
 

@@ -19,7 +19,7 @@ class PlanDifference:
     """What two plans do differently: false if nothing, a line for each thing when it is printed.
 
     `kept` maps each parameter to `{dim: (indices that only the first keeps, those that only the second keeps)}`;
-    `attributes`, `swaps` and `scales` map a path to what the first and the second plan say, None for nothing.
+    `attributes`, `swaps`, `scales` and `shifts` map a path to what the first and the second plan say, None for nothing.
     `fingerprints` holds both if the plans are for different models.
     """
 
@@ -27,10 +27,11 @@ class PlanDifference:
     attributes: dict[str, Pair] = field(default_factory=dict)
     swaps: dict[str, Pair] = field(default_factory=dict)
     scales: dict[str, Pair] = field(default_factory=dict)
+    shifts: dict[str, Pair] = field(default_factory=dict)
     fingerprints: Pair | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.kept or self.attributes or self.swaps or self.scales or self.fingerprints)
+        return bool(self.kept or self.attributes or self.swaps or self.scales or self.shifts or self.fingerprints)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -39,7 +40,10 @@ class PlanDifference:
                 name: {str(dim): {"first": list(a), "second": list(b)} for dim, (a, b) in dims.items()}
                 for name, dims in self.kept.items()
             },
-            **{key: {k: list(v) for k, v in getattr(self, key).items()} for key in ("attributes", "swaps", "scales")},
+            **{
+                key: {k: list(v) for k, v in getattr(self, key).items()}
+                for key in ("attributes", "swaps", "scales", "shifts")
+            },
             "fingerprints": None if self.fingerprints is None else list(self.fingerprints),
         }
 
@@ -55,7 +59,7 @@ class PlanDifference:
                     f"only the {w} keeps {_listed(s)}" for w, s in zip(("first", "second"), sides, strict=True) if s
                 ]
                 lines.append(f"{name}[{dim}]: {'; '.join(said)}")
-        for what in ("attributes", "swaps", "scales"):
+        for what in ("attributes", "swaps", "scales", "shifts"):
             lines += [f"{path}: {a} in the first, {b} in the second" for path, (a, b) in getattr(self, what).items()]
         return "\n".join(lines)
 
@@ -84,6 +88,7 @@ def difference(first: PruningPlan, second: PruningPlan) -> PlanDifference:
     same = first.fingerprint == second.fingerprint
     return PlanDifference(
         kept, _unequal(*numbers), _unequal(first.swaps, second.swaps), _unequal(first.scales, second.scales),
+        _unequal(first.shifts, second.shifts),
         None if same else (first.fingerprint, second.fingerprint),
     )  # fmt: skip
 
@@ -123,6 +128,10 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         scales={
             name: first.scales.get(name, 1.0) * second.scales.get(name, 1.0)
             for name in _union(first.scales, second.scales)
+        },
+        shifts={
+            name: first.shifts.get(name, 0.0) * second.scales.get(name, 1.0) + second.shifts.get(name, 0.0)
+            for name in _union(first.shifts, second.shifts)
         },
         stock=stock,
         sizes={

@@ -1,32 +1,23 @@
-"""Costs: parameters, multiply-accumulates (MACs) and memory, counted from the traced graph.
+"""Costs: parameters and multiply-accumulates (MACs), counted from the traced graph.
 
 The formulas are those of `torch.utils.flop_counter`, which counts two operations per MAC. Shapes of a pruned
-model follow from the labels, so its cost is known without running it. Every cost is a sum of products of sizes,
-and every size is a number plus so many for each unit that is kept: `Costs` writes that down once, and then
-a thousand plans are counted by one product of matrices.
+model follow from the labels, so its cost is known without running it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .labels import IntArray, Labels
+from .labels import Labels
 from .nodes import Node
 from .rules.checks import View
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
 
-FloatArray = npt.NDArray[np.float64]
 Dim = tuple[Node, int]
-Shapes = Callable[[Node], tuple[int, ...]]
 
 _GATED = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
@@ -87,7 +78,7 @@ def macs(graph: ChannelGraph, view: View | None = None) -> int:
         shape = view.shape(labels) if view is not None and isinstance(labels, Labels) else dim[0].meta["shape"]
         return shape[dim[1]]
 
-    return sum(math.prod(map(size, product)) for node in _calls(graph) for product in products(node))
+    return sum(math.prod(map(size, product)) for node in calls(graph) for product in products(node))
 
 
 def parameters(graph: ChannelGraph, view: View | None = None) -> int:
@@ -99,123 +90,6 @@ def parameters(graph: ChannelGraph, view: View | None = None) -> int:
     return total
 
 
-def _calls(graph: ChannelGraph) -> Iterator[Node]:
+def calls(graph: ChannelGraph) -> Iterator[Node]:
+    """The operations of the first traced call."""
     return (n for n in graph.space.programs[0].graph.nodes if n.op == "call_function")
-
-
-# -- many plans at once ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A cost: `factors[i]` times the product of the sizes with the numbers `sizes[i]`, summed over i."""
-
-    factors: FloatArray
-    sizes: IntArray
-
-    def __call__(self, sizes: FloatArray) -> FloatArray:
-        """The cost of every column of `sizes`."""
-        return self.factors @ self.each(sizes)
-
-    def each(self, sizes: FloatArray) -> FloatArray:
-        """The products, before they are weighted and summed."""
-        found = np.ones((len(self.sizes), sizes.shape[1]))
-        for column in self.sizes.T:
-            found *= sizes[column]
-        return found
-
-
-class Costs:
-    """What a model costs, as a function of how many units of each kind are kept.
-
-    Units that occur equally often in every dimension that is counted are of one class: `classes[unit]`. A plan
-    is a column of `totals`, the number of units by class, less those that it removes.
-
-    >>> costs = Costs(graph)
-    >>> costs.count(costs.totals - costs.of(units))     # {"macs": array([...]), "params": array([...])}
-    """
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self._roots = graph.space.couplings.roots()
-        self._vectors: list[IntArray] = [np.zeros(1, np.int64)]  # the units along each size; number 0 is a one
-        self._numbers: dict[tuple[bytes, int], int] = {}
-        self._values = graph.space.values
-        sums = {"macs": self._macs(graph), "params": self._parameters(graph)}
-        self._solve()
-        width = max((len(sizes) for terms in sums.values() for sizes in terms), default=0)
-        self.sums = {name: _padded(terms, width) for name, terms in sums.items()}
-
-    def _macs(self, graph: ChannelGraph) -> Counter[tuple[int, ...]]:
-        return self._terms((1, self._sizes(product)) for node in _calls(graph) for product in products(node))
-
-    def _parameters(self, graph: ChannelGraph) -> Counter[tuple[int, ...]]:
-        named = dict(graph.model.named_parameters())
-        labelled = graph.space.parameters
-        return self._terms(
-            (1, [self._size(labelled.get(name), d, n) for d, n in enumerate(tensor.shape)])
-            for name, tensor in named.items()
-        )
-
-    def _terms(self, rows: Iterable[tuple[int, list[int | tuple[int]]]]) -> Counter[tuple[int, ...]]:
-        """Rows of plain numbers and size numbers; equal products are added."""
-        found: Counter[tuple[int, ...]] = Counter()
-        for factor, sizes in rows:
-            plain = math.prod(s for s in sizes if isinstance(s, int))
-            found[tuple(sorted(s[0] for s in sizes if isinstance(s, tuple)))] += factor * plain
-        return found
-
-    def _sizes(self, product: Iterable[Dim]) -> list[int | tuple[int]]:
-        return [self._size(self._values.get(node), dim, node.meta["shape"][dim]) for node, dim in product]
-
-    def _size(self, labels: Any, dim: int, size: int) -> int | tuple[int]:
-        """A number if the dimension cannot shrink, otherwise the number of its size."""
-        coordinate = labels.along(dim) if isinstance(labels, Labels) and size > 1 else None
-        if coordinate is None:
-            return size
-        line = coordinate[tuple(slice(None) if d == dim else 0 for d in range(coordinate.ndim))]
-        units = self._roots[line]
-        if (units == units[0]).all():  # all of it or nothing, and nothing is no plan
-            return size
-        key = (units.tobytes(), len(units))
-        if key not in self._numbers:
-            self._numbers[key] = len(self._vectors)
-            self._vectors.append(units)
-        return (self._numbers[key],)
-
-    def _solve(self) -> None:
-        """Sorts the units into classes, and writes every size as `fixed + kept @ units of each class`."""
-        count = int(self._roots.max(initial=0)) + 1
-        marks = np.random.default_rng(0).integers(1, 2**62, len(self._vectors), dtype=np.uint64)
-        signature = np.zeros(count, np.uint64)
-        for units, mark in zip(self._vectors, marks, strict=True):
-            np.add.at(signature, units, mark)
-        signature[0] = 0
-        _, first, self.classes = np.unique(signature, return_index=True, return_inverse=True)
-        self.totals = np.bincount(self.classes, minlength=len(first))
-        self._fixed = np.zeros(len(self._vectors))
-        self._each = np.zeros((len(self._vectors), len(first)))
-        for i, units in enumerate(self._vectors):
-            times = np.bincount(units, minlength=count)
-            self._fixed[i] = times[0]
-            self._each[i] = times[first]
-        self._each[:, self.classes[0]] = 0  # what no size counts, and what is fixed
-        self._fixed[0] = 1
-
-    def of(self, units: IntArray) -> IntArray:
-        """How many of these units there are in each class."""
-        return np.bincount(self.classes[units], minlength=len(self.totals))
-
-    def count(self, kept: npt.NDArray[Any]) -> dict[str, FloatArray]:
-        """Every cost for numbers of kept units [classes] or [classes, plans]."""
-        columns = kept.reshape(len(self.totals), -1)
-        sizes = self._fixed[:, None] + self._each @ columns
-        return {name: total(sizes) for name, total in self.sums.items()}
-
-    def original(self) -> Mapping[str, int]:
-        """Every cost of the model as it is."""
-        return {name: round(float(values[0])) for name, values in self.count(self.totals).items()}
-
-
-def _padded(terms: Counter[tuple[int, ...]], width: int) -> Sum:
-    rows = [sizes + (0,) * (width - len(sizes)) for sizes in terms]
-    return Sum(np.array(list(terms.values()), np.float64), np.array(rows, np.int64).reshape(len(rows), width))

@@ -4,13 +4,13 @@ way. Plain data, for the report, Mermaid and JSON."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cost import Shapes, products
+from .cost import products
 from .labels import Labels
 from .nodes import Node
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .rules.checks import View
 
 Pair = tuple[int, int]
+Shapes = Callable[[Node], tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .analysis import Space
-from .cost import Costs
+from .costing import Costs
 from .errors import UnknownNameError, closest
 from .kinds import Kinds
 from .labels import IntArray
@@ -157,7 +157,7 @@ class ChannelGraph:
 
     @cached_property
     def costs(self) -> Costs:
-        """Parameters and MACs as functions of the units that are kept."""
+        """MACs, parameters and memory as functions of the units that are kept."""
         return Costs(self)
 
     @cached_property

@@ -47,22 +47,27 @@ def inflate(plan: PruningPlan, small: nn.Module, make_model: Callable[[], nn.Mod
             raise ArgumentTypeError(f"{name} must be (or make) a torch.nn.Module, not {type(given).__name__}")
     check_fits(plan, original)
     full = deep_copy(original)
-    cut = {**plan.cut, **_give_biases(plan, full)}
-    values, registered = named_tensors(small), set(registered_tensors(full))
-    _check_small(cut, values, named_tensors(full), registered)
-    with torch.no_grad():
-        made = {
-            id(tensor): _spread(
-                cut.get(name, {}), plan.scales.get(name, 1.0), tensor, values[name], blank=name in registered
-            )
-            for name, tensor in named_tensors(full).items()
-            if name in values
-        }
-    replace_tensors(full, made)
+    replace_tensors(full, _values(plan, full, small))
     training = {path: module.training for path, module in modules_of(small).items()}
     for path, module in modules_of(full).items():
         module.training = training.get(path, module.training)
     return full
+
+
+def _values(plan: PruningPlan, full: nn.Module, small: nn.Module) -> dict[int, Tensor]:
+    """What takes the place of each tensor of `full`, by its id."""
+    cut = {**plan.cut, **_give_biases(plan, full)}
+    found, tensors, registered = named_tensors(small), named_tensors(full), set(registered_tensors(full))
+    _check_small(cut, found, tensors, registered)
+    made = {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name in found:
+                value = found[name].detach()
+                if name in plan.scales:
+                    value = (value - plan.shifts.get(name, 0.0)) / plan.scales[name]
+                made[id(tensor)] = _spread(cut.get(name, {}), tensor, value, blank=name in registered)
+    return made
 
 
 def _give_biases(plan: PruningPlan, full: nn.Module) -> Kept:
@@ -93,9 +98,8 @@ def _check_small(cut: Kept, small: dict[str, Tensor], full: dict[str, Tensor], r
             )
 
 
-def _spread(dims: Mapping[int, tuple[int, ...]], scale: float, like: Tensor, value: Tensor, *, blank: bool) -> Tensor:
+def _spread(dims: Mapping[int, tuple[int, ...]], like: Tensor, value: Tensor, *, blank: bool) -> Tensor:
     """The values at their original indices; the others are zero, or as they were."""
-    value = value.detach() / scale if scale != 1 else value.detach()
     old = (torch.zeros_like if blank else torch.clone)(like.detach()).to(value.device, value.dtype)
     places = {dim: torch.tensor(indices, device=value.device) for dim, indices in sorted(dims.items())}
     full = value.clone()

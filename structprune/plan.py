@@ -12,7 +12,7 @@ from .errors import PlanError
 from .swaps import known_swaps
 
 SCHEMA = 2
-READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have no stock norms
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have neither shifts nor stock norms
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -25,7 +25,8 @@ class PruningPlan:
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`), or to "bias" and the length of a bias of zeros that the
-    module is given; `scales` maps parameters to factors folded into them.
+    module is given; `scales` maps parameters to factors folded into them, and `shifts`
+    to what is added after that.
     `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
@@ -34,6 +35,7 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
     stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
@@ -88,6 +90,7 @@ class PruningPlan:
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "shifts": dict(sorted(self.shifts.items())),
             "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
@@ -123,7 +126,7 @@ class PruningPlan:
             readable = " and ".join(map(str, READS))
             raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
         keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
-        _keys(fields, keys | ({"becomes", "stock"} if schema > 1 else set()), "$")
+        _keys(fields, keys | ({"becomes", "shifts", "stock"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
         kept, tensors, stock = (
             _read_kept(fields.get(key, {}), f"$.{key}", sizes) for key in ("kept", "tensors", "stock")
@@ -142,12 +145,16 @@ class PruningPlan:
             if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
                 raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
-        scales = {}
-        for name, scale in _typed(fields["scales"], dict, "$.scales").items():
-            scales[name] = _typed(scale, float, f"$.scales.{name}")
+        scales, shifts = (
+            {
+                name: _typed(number, float, f"$.{key}.{name}")
+                for name, number in _typed(fields.get(key, {}), dict, f"$.{key}").items()
+            }
+            for key in ("scales", "shifts")
+        )
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
-        return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, prints[0], notes, prints[1])
+        return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, prints[0], notes, prints[1])
 
 
 def unregistered(swap: str) -> str:

@@ -50,9 +50,10 @@ def plan(
             of each group (`scope="local"`, rounded down), or of all groups together (`scope="global"`, scores made
             comparable by the importance's `normalize`). One unit of every group always stays.
         target: what to keep of the model instead, `{"macs": 0.5, "params": 4_000_000}`: numbers up to 1 are
-            fractions of the original, larger ones absolute. Every target is met from below, as closely as whole
-            units allow. With `scope="local"` all groups lose about the same fraction, with `"global"` units
-            compete by score across groups.
+            fractions of the original, larger ones absolute. `"memory"` is in bytes: parameters, buffers, and
+            the largest sum of the values that are alive at once in an eager call without gradients. Every target
+            is met from below, as closely as whole units allow. With `scope="local"` all groups lose about the
+            same fraction, with `"global"` units compete by score across groups.
         allocation: how a target is met. `"threshold"` removes what scores least; `"knapsack"` what loses least
             score for the cost it saves.
         exclude: what keeps all its filters: patterns of layers or parameters (`"layer1.*"`, `"fc"`), modules of
@@ -75,24 +76,23 @@ def plan(
     NothingToPruneError with the reasons if every unit is fixed or excluded, and TargetError with the least that
     can be reached if a target cannot be met.
     """
-    if not isinstance(graph, ChannelGraph):
-        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
+    check_graph(graph)
     request = _read_request(graph, ratio, target, scope, allocation)
-    measure = find_importance(importance)
     constraints = read_constraints(graph, exclude, include, ratios, min_ratio, max_ratio, round_to)
-    _check_limits(request.ratio, constraints)
-    groups = _included(graph, constraints)
-    how = normalization_of(measure)
-    if hasattr(measure, "prepare"):
-        measure.prepare(graph)
-    scores = [_scores(measure, group) for group in groups]
-    if scope == "global" or allocation == "knapsack":
-        scores = normalized(groups, scores, how)
+    _check_limits(ratio, constraints)
+    groups = included(graph, constraints)
+    scores = rank(graph, groups, importance, scope == "global" or allocation == "knapsack")
     with paused():
         return _settled(graph, groups, scores, constraints, request)
 
 
 # -- arguments ------------------------------------------------------------------------------------------------
+
+
+def check_graph(graph: Any) -> None:
+    """What is passed for a graph is one."""
+    if not isinstance(graph, ChannelGraph):
+        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,16 @@ def _check_limits(ratio: float | None, constraints: Constraints) -> None:
         )
 
 
+def rank(graph: ChannelGraph, groups: list[Group], importance: Any, across: bool = False) -> list[Scores]:
+    """The scores of every group's units; `across` makes them comparable across groups."""
+    measure = find_importance(importance)
+    how = normalization_of(measure)
+    if hasattr(measure, "prepare"):
+        measure.prepare(graph)
+    scores = [_scores(measure, group) for group in groups]
+    return normalized(groups, scores, how) if across else scores
+
+
 def find_importance(importance: Any) -> Importance:
     """An importance by its name, or the function itself."""
     if isinstance(importance, str):
@@ -163,7 +173,8 @@ def find_importance(importance: Any) -> Importance:
     return importance
 
 
-def _included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
+def included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
+    """The groups that may shrink. Raises NothingToPruneError if none of them can lose anything."""
     groups = [group for group in graph.groups if constraints.allow(group)]
     if not any(len(g) > 1 for g in groups):
         reasons = [f"{count} x {why}" for why, count in graph.reasons().items()]
@@ -213,7 +224,7 @@ def _settled(
 
 
 def _met(graph: ChannelGraph, gone: IntArray, request: Request) -> bool:
-    found = graph.costs.count(graph.costs.totals - graph.costs.of(gone))
+    found = graph.costs.count(graph.costs.totals - graph.costs.of(gone), request.limits)
     return all(float(found[name][0]) <= limit for name, limit in request.limits.items())
 
 
@@ -258,4 +269,4 @@ def _least(graph: ChannelGraph, name: str, constraints: Constraints) -> float:
     groups = [group for group in graph.groups if constraints.allow(group)]
     gone = [group.units[: constraints.stops(group, len(group))[-1]] for group in groups]
     units = np.concatenate([np.zeros(0, np.int64), *gone])
-    return float(graph.costs.count(graph.costs.totals - graph.costs.of(units))[name][0])
+    return float(graph.costs.count(graph.costs.totals - graph.costs.of(units), [name])[name][0])

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from .counting import COUNTED
 from .graph import ChannelGraph
 from .labels import IntArray
 from .plan import Kept, PruningPlan
 from .program import fingerprint, registered_tensors
+from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
 from .rules.site import labels_in
-from .swaps import swap_for
+from .swaps import NORM, swap_for
 
 
 def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArray]:
@@ -56,46 +58,57 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
             sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
-        attributes.setdefault(leaf.module, {})[leaf.name] = int(value)
+        values = attributes.setdefault(leaf.module, {})
+        if leaf.index is None:
+            values[leaf.name] = int(value)
+        else:
+            several = values.get(leaf.name, tuple(held(graph.space.modules[leaf.module], leaf.name)))
+            values[leaf.name] = (*several[: leaf.index], int(value), *several[leaf.index + 1 :])
     stock: Kept = {}
     for norm in graph.space.norms:
         gone = view.removed[norm.labels]
         if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
             stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
             sizes[norm.path] = {0: len(gone)}
-    swaps, scales = _substitutes(graph, view, set(kept), attributes)
+    swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
     registered = registered_tensors(graph.model)
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
     becomes = fingerprint(graph.model, {**kept, **tensors})
     prints = graph.fingerprint, notes, becomes
-    return PruningPlan(kept, tensors, attributes, swaps, scales, stock, sizes, *prints)
+    return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, *prints)
 
 
 def _substitutes(
     graph: ChannelGraph, view: View, touched: set[str], attributes: dict[str, dict[str, Any]]
-) -> tuple[dict[str, tuple[str, int]], dict[str, float]]:
+) -> tuple[dict[str, tuple[str, int]], dict[str, float], dict[str, float]]:
     """The modules to swap, and what to fold into weights; `attributes` gets what goes with them."""
     swaps: dict[str, tuple[str, int]] = {}
     scales: dict[str, float] = {}
+    shifts: dict[str, float] = {}
     for norm in graph.space.norms:
         left = int((~view.removed[norm.labels]).sum())
         if left == len(norm.labels):
             continue
         values = attributes.setdefault(norm.path, {})
         if isinstance(norm, Fold):
-            scales[norm.parameter] = math.sqrt(len(norm.labels) / left)
+            scale = math.sqrt(len(norm.labels) / left)
+            scales[norm.parameter] = scale
+            if norm.offset:
+                shifts[norm.parameter] = norm.offset * (scale - 1)
             values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
             if norm.shape:
                 values[norm.shape] = (left,)
-        elif norm.name == "norm":
-            swaps[norm.path] = ("norm", norm.channels)
+        elif norm.name in (NORM, COUNTED):
+            swaps[norm.path] = (norm.name, norm.channels)
         elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
             values["normalized_shape"] = (left,)
     for path, module in graph.space.modules.items():
         known = swap_for(type(module))
         if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
             swaps[path] = (known.name, 0)
-    return swaps, scales
+        elif NUMBERS in attributes.get(path, ()) and not hasattr(module, NUMBERS):
+            swaps[path] = (REWRITE, rewritten(type(module)).checksum)
+    return swaps, scales, shifts
 
 
 def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:

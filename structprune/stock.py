@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .counting import STATISTICS
 from .errors import ArgumentError
 from .ops import operation
 from .plan import PruningPlan
@@ -62,7 +63,7 @@ class _KeptOnly(TorchFunctionMode):
         name = operation(function).name
         if name in _DIMS and args[0].shape[_DIMS[name]] == self.channels:
             return self.normed(function, _DIMS[name], *args, **kwargs)
-        if name == "mean" and len(args[0].shape) and self.channels in args[0].shape:
+        if name in STATISTICS and len(args[0].shape) and self.channels in args[0].shape:
             return function(self.selected(args[0]), *args[1:], **kwargs)
         return function(*args, **kwargs)
 

@@ -37,7 +37,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         slicer = Slicer()
         sliced = {id(t): slice_tensor(t, cut.get(name, {}), slicer) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
-            sliced[id(tensors[name])].mul_(scale)
+            sliced[id(tensors[name])].mul_(scale).add_(plan.shifts.get(name, 0.0))
     if inplace:
         replace_tensors(model, sliced)
         small = model
@@ -48,7 +48,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
-            setattr(modules[path], name, value)
+            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small

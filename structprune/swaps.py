@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from .counting import COUNTED, counted, ghosts
 from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
+from .rewriting import REWRITE, rewritten
 
 NORM = "norm"  # the number is how many channels the statistics count
 BIAS = "bias"  # the number is how long the bias is
+_OWN = (NORM, COUNTED, REWRITE, BIAS)
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,14 @@ def register_swap(rigid: type[nn.Module], free: type[nn.Module], *, name: str = 
             raise ArgumentError(
                 f"{swap.name!r} cannot be registered: {known.name!r} is a swap for {known.rigid.__qualname__} already"
             )
-    if swap.name in (NORM, BIAS):
+    if swap.name in _OWN:
         raise ArgumentError(f"{swap.name!r} is the name of structprune's own swap; pass another name")
     _SWAPS[swap.name] = swap
 
 
 def known_swaps() -> tuple[str, ...]:
     """What a plan may call a swap."""
-    return (NORM, BIAS, *_SWAPS)
+    return (*_OWN, *_SWAPS)
 
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
@@ -79,6 +82,10 @@ def stand_ins() -> dict[type[nn.Module], type[nn.Module]]:
 
 def takes(name: str, module: nn.Module) -> bool:
     """Whether a module is what the swap of this name is for."""
+    if name == REWRITE:
+        return rewritten(type(module)) is not None
+    if name == COUNTED:
+        return ghosts(type(module)) is not None
     return name == NORM or _SWAPS[name].rigid is type(module)
 
 
@@ -87,13 +94,16 @@ def swap(module: nn.Module, name: str, channels: int) -> None:
 
     A compensated module stays as it is: it counts the original channels already. "bias" gives it one of zeros.
     """
+    kind = type(module)
     if name == BIAS:
         weight: Any = module.weight
         module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
-    elif name != NORM:
+    elif name == REWRITE:
+        module.__class__ = rewritten(kind)
+    elif name not in (NORM, COUNTED):
         module.__class__ = _SWAPS[name].free
-    elif not hasattr(type(module), "plain"):
-        module.__class__ = compensated(type(module), channels)
+    elif not hasattr(kind, "plain"):
+        module.__class__ = (compensated if name == NORM else counted)(kind, channels)
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .counting import STATISTICS, uncounted
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .nodes import Graph, Node
 from .ops import QUERIES, SIZES, operation, python_body
 from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
+from .rewriting import stated
 from .shapes import stand_in, together
-from .sizes import AttributeOf, DimOf, Guard, Size, guarding
+from .sizes import DimOf, Guard, Size, attributes_as_sizes, guarding
 
 _TAG = "_structprune_node"
 
@@ -37,7 +39,7 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
 
 # Operations for which it matters whose `forward` calls them.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", *STATISTICS})
 
 
 class ValuesNeeded(BaseException):
@@ -308,14 +310,15 @@ def _trace(
         for path, module in modules.items():
             state = vars(module)
             state["training"] = call.training
-            if state.get("_compiled_call_impl") is not None:
-                state["_compiled_call_impl"] = None
-            if type(module) in stand_ins and "forward" not in state:
-                swapped.append((module, type(module)))
-                module.__class__ = stand_ins[type(module)]
-            for key, value in state.items():
-                if type(value) is int:
-                    state[key] = Size(value, AttributeOf(path, key))
+            state.update({k: None for k in ("_compiled_call_impl",) if k in state})
+            kind = type(module)
+            free = stand_ins.get(kind, uncounted(kind))
+            if free is not kind and "forward" not in state:
+                swapped.append((module, kind))
+                module.__class__ = free
+                state.update(stated(module))
+            # Those of torch.nn are strides, paddings and kernels.
+            attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
         return _run(model, call, recorder)
     finally:
         recorder.restore()

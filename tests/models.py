@@ -1511,6 +1511,45 @@ case(
     w=parameter(4, 8),
 )
 
+# -- sizes that modules keep in tuples and lists --------------------------------------------------------------
+
+
+class Shaped(nn.Module):
+    """A shape as an attribute, of channels and of something else."""
+
+    def __init__(self, shape: Any, width: int, forward: Forward) -> None:
+        super().__init__()
+        self.shape, self.compute = shape, forward
+        self.a, self.out = nn.Linear(6, width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.compute(self, self.a(x)))
+
+
+def _by_heads(x: Tensor) -> Tensor:
+    """Something that keeps each head whole."""
+    return x.softmax(2)
+
+
+for name, units, shape, forward in [
+    ("view by heads", [8], (8, 4), lambda m, h: _by_heads(h.view(len(h), *m.shape)).view(len(h), -1)),
+    ("view by heads, in a list", [8], [8, 4], lambda m, h: _by_heads(h.view(len(h), *m.shape)).flatten(1)),
+    ("view by heads, indexed", [8], (8, 4), lambda m, h: _by_heads(h.view(-1, m.shape[0], m.shape[1])).flatten(1)),
+    ("unflatten", [8], (8, 4), lambda m, h: _by_heads(h.unflatten(1, m.shape)).flatten(1)),
+    ("split", [8], (3, 5), lambda m, h: torch.cat([p.relu() for p in h.split(m.shape, 1)], 1)),
+    ("a constant", [8], [1, 8], lambda m, h: h + torch.ones(m.shape, dtype=h.dtype).cumsum(0)),
+    ("not of channels", [8], (2, 2), lambda m, h: h.view(*m.shape, -1).view(4, -1)),
+    ("too small to tell from another", [], (4, 8), lambda m, h: h.view(m.shape).softmax(1) * m.shape[1]),
+    (
+        "both numbers",
+        [8],
+        (8, 4),
+        lambda m, h: _by_heads(h.view(len(h), *m.shape)).view(len(h), m.shape[0] * m.shape[1]),
+    ),
+]:
+    width = {(3, 5): 8, (8, 4): 32}.get(tuple(shape), 8)
+    model_case(f"a shape in an attribute: {name}", units, Shaped(shape, width, forward), ROWS)
+
 # -- values without elements ----------------------------------------------------------------------------------
 
 

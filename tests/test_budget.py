@@ -6,7 +6,8 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from test_random import Model, architectures
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import structprune as sp
@@ -129,6 +131,56 @@ def test_costs_of_many_plans_at_once() -> None:
         assert together["params"][k] == cost.parameters(graph, view)
 
 
+class Allocated(TorchDispatchMode):
+    """The largest sum of storages that are alive at once, beside those that were there before."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        storage = (out[0] if isinstance(out, tuple) else out).untyped_storage()  # not what kernels put aside
+        key = id(storage)
+        if storage.data_ptr() not in self.known and key not in self.alive:
+            self.alive[key] = storage.nbytes()
+            weakref.finalize(storage, self.alive.pop, key, None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+def layers() -> nn.Module:
+    torch.manual_seed(0)
+    body = [
+        nn.Conv2d(3, 40, 3, padding=1),
+        nn.BatchNorm2d(40),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(40, 24, 3),
+        nn.Sigmoid(),
+    ]
+    return nn.Sequential(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(216, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+
+
+def memory_of(model: nn.Module, x: Tensor) -> int:
+    held = [*model.parameters(), *model.buffers()]
+    with torch.no_grad(), Allocated([*held, x]) as counted:
+        model(x)
+    return sum(t.nbytes for t in held) + x.nbytes + counted.peak
+
+
+def test_memory_is_what_is_alive_at_once() -> None:
+    model, x = layers(), images(8)
+    graph = sp.analyze(model, x)
+    assert graph.costs.original()["memory"] == memory_of(model, x)
+    for target in ({"memory": 0.7}, {"memory": 0.4}, {"memory": 0.5, "macs": 0.4}):
+        small = sp.apply(sp.plan(graph, target=target), model)
+        limit = target["memory"] * memory_of(model, x)
+        assert memory_of(small, x) <= limit
+        assert memory_of(small, x) > WINDOW * limit or "macs" in target
+
+
 small_hunt = settings(
     max_examples=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -178,7 +230,7 @@ def test_targets_are_met_within_two_percent(name: str, scope: str) -> None:
     model, x = getattr(torchvision.models, name)(**MODELS[name]).eval(), images()
     graph = sp.analyze(model, x)
     full = {"macs": count_macs(model, x), "params": count_params(model)}
-    assert full == graph.costs.original()
+    assert full.items() <= graph.costs.original().items()
     for target in TARGETS if scope == "global" else TARGETS[::2]:
         start = time.perf_counter()
         plan = sp.plan(graph, target=target, scope=scope)
@@ -293,7 +345,7 @@ BAD_TARGETS: list[tuple[Any, type[Exception], list[str]]] = [
     ({"params": True}, sp.ArgumentTypeError, ["params", "True"]),
     ({"params": "half"}, sp.ArgumentTypeError, ["params", "'half'"]),
     ({"params": None}, sp.ArgumentTypeError, ["params", "None"]),
-    ({"flops": 0.5}, sp.ArgumentError, ["'flops'", "macs, params"]),
+    ({"flops": 0.5}, sp.ArgumentError, ["'flops'", "macs, params, memory"]),
     ({3: 0.5}, sp.ArgumentError, ["3", "macs, params"]),
     ({}, sp.ArgumentError, ["macs, params"]),
     (0.5, sp.ArgumentTypeError, ["0.5", "{'macs': 0.5}"]),

@@ -100,6 +100,8 @@ def test_norms_go_on_counting_the_original_channels() -> None:
     first = sp.prune(model, rows, ratio=0.25)
     second = sp.prune(first.model, rows, ratio=0.5)
     assert first.plan.swaps
+    assert len(first.plan.kept["layer.weight"][0]) == 12
+    assert len(second.plan.kept["layer.weight"][0]) == 6
     assert second.plan.kept["up.weight"][0]
     both = first.plan.then(second.plan)
     assert both.swaps == first.plan.swaps
@@ -107,6 +109,69 @@ def test_norms_go_on_counting_the_original_channels() -> None:
     small = sp.apply(both, model)
     assert_same_state(small, second.model)
     assert sp.verify(model, both, rows).max_rel_error < 1e-12
+
+
+class Gemma(nn.Module):
+    """An RMS norm that adds one to its weight: it is folded into a scale and a shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)
+
+
+class Written(nn.Module):
+    """A layer norm written out by hand: its class is swapped for one that counts the original channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        var = (x - mean).pow(2).mean(-1, keepdim=True)
+        return (x - mean) / torch.sqrt(var + 1e-6) * self.weight + self.bias
+
+
+@pytest.mark.parametrize("norm", [Gemma, Written])
+def test_norms_by_hand_are_pruned_twice(norm: Any) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 16), norm(16), nn.Linear(16, 12), nn.ReLU(), norm(12), nn.Linear(12, 3))
+    randomise(model.double()).eval()
+    rows = torch.randn(5, 6, dtype=torch.float64)
+    first = sp.prune(model, rows, ratio=0.25)
+    second = sp.prune(first.model, rows, ratio=0.5)
+    assert [len(second.plan.kept[f"{i}.weight"][0]) for i in (0, 2)] == [6, 5]
+    both = first.plan.then(second.plan)
+    small = sp.apply(both, model)
+    assert_same_state(small, second.model, both.scales)
+    assert sp.verify(model, both, rows).max_rel_error < 1e-12
+    assert sp.PruningPlan.from_json(both.to_json()) == both
+
+
+class Flat(nn.Module):
+    """A size written in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.conv(x).relu().view(-1, 288))
+        return out
+
+
+def test_rewritten_sizes_are_pruned_twice() -> None:
+    model: Any = randomise(Flat().double()).eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    first = sp.prune(model, x, ratio=0.25, rigid="rewrite")
+    second = sp.prune(first.model, x, ratio=0.5, rigid="rewrite")
+    assert second.model.conv.out_channels == 3
+    both = first.plan.then(second.plan)
+    assert_same_state(sp.apply(both, model), second.model)
+    assert sp.verify(model, both, x).max_rel_error < 1e-12
 
 
 def test_a_swap_made_twice_is_made_once() -> None:

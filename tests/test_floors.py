@@ -17,15 +17,15 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector errors frames labels nn nodes ops page regularize sizes version
-    checkpoint composition copying importance.processes program readers rules.checks rules.zeros schedules specs swaps
-    cost importance.statistics importance.streaming importance.watcher plan prepare rules.site shapes unmask
-    diagram fitting rules.attention rules.contraction rules.movement rules.pointwise rules.reduction rules.spatial stock
-    constant_rules mask mermaid rules.indexing rules.normalization rules.recurrent rules.shaping surgery trace
-    constants html inflate optimizers rules storage verify
-    analysis export progress report roles
-    explanation kinds
-    graph
+    bookkeeping collector commands errors frames labels nn nodes ops page regularize sizes source version
+    checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
+    commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
+    costing diagram plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules fitting mermaid rules.indexing rules.recurrent rules.shaping rules.written stock
+    constants html mask rules surgery
+    analysis inflate optimizers roles storage verify
+    commands.common explanation export kinds progress report
+    commands.files graph
     constraints importance.normalization promote settlement weights
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
@@ -33,14 +33,10 @@ FLOORS = """
     selection
     budget
     planning
-    api
-    demo iterate job shrink
-    callbacks sparsity tables zoo
-    structprune
-    commands commands.inputs
-    commands.common
-    commands.files commands.looking commands.pruning
-    commands.zoo
+    api sensitivity
+    commands.looking demo iterate job shrink
+    callbacks commands.pruning sparsity tables zoo
+    commands.zoo structprune
     cli
     __main__
 """

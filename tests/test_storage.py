@@ -185,7 +185,7 @@ def test_a_plan_of_another_save(folder: Path) -> None:
 def test_folders_of_the_first_version(result: sp.Result, folder: Path) -> None:
     """Weights without metadata, beside a plan of schema 1."""
     data = result.plan.to_dict() | {"schema": 1}
-    del data["becomes"], data["stock"]
+    del data["becomes"], data["stock"], data["shifts"]
     (folder / "plan.json").write_text(json.dumps(data))
     safetensors.torch.save_model(result.model, str(folder / "model.safetensors"))
     again = sp.load(folder, Net)

@@ -18,6 +18,7 @@ from ..inflate import inflate
 from ..plan import PruningPlan
 from ..planning import ALLOCATIONS, SCOPES
 from ..prepare import calls_of
+from ..rewriting import RIGID
 from ..shrink import shrink as shrink_model
 from ..stock import NORMS
 from ..storage import check_target, load, save
@@ -41,7 +42,7 @@ from .common import (
 # The settings of `structprune.prune` that the command line passes on as they are.
 SETTINGS = (
     "ratio", "target", "scope", "importance", "exclude", "include", "ratios", "min_ratio", "max_ratio", "round_to",
-    "allocation", "norm",
+    "allocation", "norm", "rigid",
 )  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--max-ratio", type=fraction, help="never remove more than this fraction of a group")
     add("--round-to", type=number_or_word, metavar="N", help="leave widths that are multiples of N, or 'auto'")
     add("--norm", choices=NORMS, help="norms go on counting the original channels (exact, the default), or stay stock")
+    add("--rigid", choices=RIGID, help="keep channels whose number is written in the code (the default), or rewrite it")
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from . import (
     reduction,
     shaping,
     spatial,
+    written,
 )
 from .site import RULES, Site, rule
 
@@ -42,6 +43,7 @@ __all__ = ["RULES", "Labels", "Site", "apply_rule", "has_rule", "rule"]
 
 _FAMILIES = (
     attention, contraction, indexing, movement, normalization, pointwise, recurrent, reduction, shaping, spatial,
+    written,
 )  # fmt: skip
 
 

@@ -69,7 +69,13 @@ def squeeze(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     return move(site, input, args, kwargs, touched=range(input.ndim))
 
 
-@rule("roll", "narrow", "tensor_split", "unbind", "select", "tril", "triu", "diagonal", "rot90", "unfold")
+@rule("tril", "triu")
+def triangle(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Positions count in the last two dimensions; the others pass through."""
+    return Labels(site.shape, site.hold(input, (-2, -1), f"{site.name} counts along it").coordinates)
+
+
+@rule("roll", "narrow", "tensor_split", "unbind", "select", "diagonal", "rot90", "unfold")
 def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Positions count: checked wherever a labelled dimension takes part."""
     site.freeze("it is a position", args, kwargs)

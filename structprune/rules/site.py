@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..labels import Couplings, IntArray, Labels, varying
+from ..nn import extended
 from ..nodes import Node
 from ..sizes import Size
 from .checks import Check, Requirement
@@ -114,7 +115,8 @@ class Site:
         """Whether the calling module makes this call once, in its own forward, so that a substitute can make it."""
         module = self.modules[self.path]
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
-        alike = all(n.meta["code"] is type(module).forward.__code__ for n in calls)
+        known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}
+        alike = all(n.meta["code"] in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"] for n in calls}) == 1
 
     def attribute_holding(self, value: float | None) -> str:

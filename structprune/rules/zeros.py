@@ -29,10 +29,11 @@ _KEEP = frozenset(
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d pad constant_pad_nd rms_norm""".split()
+    adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align
+    roi_pool ps_roi_align ps_roi_pool""".split()
 )
 _PRODUCERS = frozenset(
-    {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+    """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
 )
 
 # What may share memory with its first operand, so that writing into one is writing into the other.
@@ -81,7 +82,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return True
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
         return all(zero(n) for n in inputs if n.meta["op"] != "parameter" and n is not inputs[0])
-    if op == "embedding":
+    if op in ("embedding", "embedding_bag"):
         return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
         return _made_by_weight(node, values, zero)
@@ -95,7 +96,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return zero(inputs[min(2, len(inputs) - 1)])
     if op in ("cat", "concat", "concatenate", "stack"):
         return all(zero(n) for n in inputs if _labelled(n, values))
-    if op in ("max", "min", "maximum", "minimum"):
+    if op in ("max", "min", "maximum", "minimum", "complex"):
         return all(zero(n) for n in inputs)
     if op in ("div", "true_divide", "divide") and len(inputs) == 2:
         divisor = inputs[1]
@@ -125,7 +126,10 @@ def _argument(node: Node, position: int, name: str) -> Any:
 
 def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Filters that are zero give zero if their bias is; rows that come with the input need a zero input and no bias."""
-    source, weight, bias = (_argument(node, i, name) for i, name in enumerate(("input", "weight", "bias")))
+    names = (
+        ("input", "weight", "offset", "mask", "bias") if "deform" in node.meta["op"] else ("input", "weight", "bias")
+    )
+    source, weight, bias = (_argument(node, i, n) for i, n in enumerate(names) if n not in ("offset", "mask"))
     if bias is not None and not zero(bias):
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
