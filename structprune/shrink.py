@@ -85,7 +85,7 @@ def shrink(
     small, plan, check, liveness = _shrunk(graph, calls, verify)
     if not details:
         return small
-    report = report_on(graph, plan, check, lambda: kept_although_dead(liveness))
+    report = replace(report_on(graph, plan, check), find_fixed=lambda: kept_although_dead(liveness))
     params = report.params[0], sum(p.numel() for p in small.parameters())
     seconds = time.perf_counter() - start
     return Result(small, plan, replace(report, params=params, lost=lost, deviation=change, seconds=seconds))
