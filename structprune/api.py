@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -13,12 +13,13 @@ from torch import nn
 from . import cost
 from .analysis import Space
 from .collector import paused
+from .constraints import Selector, check_ratio
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
 from .plan import PruningPlan
-from .planning import check_ratio, plan
+from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
 from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
@@ -120,11 +121,18 @@ def _names_training(code: CodeType) -> bool:
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     *,
     importance: str | Importance = "l1",
     scope: str = "local",
-    exclude: str | Iterable[str] = (),
+    exclude: Selector | Iterable[Selector] = (),
+    include: Selector | Iterable[Selector] | None = None,
+    target: Mapping[str, float] | None = None,
+    ratios: Mapping[Selector, float] | None = None,
+    min_ratio: float = 0.0,
+    max_ratio: float = 1.0,
+    round_to: int | str = 1,
+    allocation: str = "threshold",
     norm: str = "exact",
     rigid: str = "keep",
     verify: bool = True,
@@ -135,18 +143,24 @@ def prune(
     >>> result = structprune.prune(model, torch.randn(1, 3, 224, 224), ratio=0.5)
     >>> result.model(images)         # an ordinary nn.Module of the same class, with fewer channels
     >>> print(result.report)
+    >>> half = structprune.prune(model, images, target={"macs": 0.5, "params": 0.6}, scope="global", round_to=8)
 
     `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `norm` and `rigid`, `plan` for
-    the other settings and `verify` for what is compared; `verify=False` skips the comparison.
+    the settings (`ratio`, or a `target` for what the model may cost, and what to spare) and `verify` for what is
+    compared; `verify=False` skips the comparison.
 
     Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
     `model` is as it was.
     """
     start = time.perf_counter()
     model = unwrap(model)
-    ratio = check_ratio(ratio)
+    if ratio is not None:
+        check_ratio(ratio)  # before the model runs
     graph = analyze(model, example_inputs, norm=norm, rigid=rigid)
-    made = plan(graph, importance, ratio, scope, exclude)
+    made = plan(
+        graph, importance, ratio, scope, exclude, include=include, target=target, ratios=ratios, min_ratio=min_ratio,
+        max_ratio=max_ratio, round_to=round_to, allocation=allocation,
+    )  # fmt: skip
     check: Verification | None = None
     small = None
     if verify:
@@ -155,7 +169,7 @@ def prune(
         if not check.ok:
             raise VerificationError(str(check))
     fixed = dict(graph.fixed) if inplace else None  # the graph would keep the old weights alive
-    report = _report(graph, made, check, fixed)
+    report = report_on(graph, made, check, lambda: graph.fixed if fixed is None else fixed)
     if inplace:
         small = apply_plan(made, model, inplace=True)
     elif small is None:
@@ -163,7 +177,10 @@ def prune(
     return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, fixed: dict[str, str] | None) -> Report:
+def report_on(
+    graph: ChannelGraph, made: PruningPlan, check: Verification | None, find_fixed: Callable[[], dict[str, str]]
+) -> Report:
+    """What a plan does to the model of a graph."""
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
@@ -175,7 +192,7 @@ def _report(graph: ChannelGraph, made: PruningPlan, check: Verification | None, 
                 )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, (lambda: graph.fixed) if fixed is None else (lambda: fixed), made.notes, 0.0,
+        widths, check, find_fixed, made.notes, 0.0,
     )  # fmt: skip
 
 

@@ -73,7 +73,13 @@ def _counted(kind: Any, channels: int) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
         return _rebuild, (kind, channels), vars(self)
 
-    members = {**source[0], "counted_channels": channels, "__reduce_ex__": reduce, "__module__": __name__}
+    members = {
+        **source[0],
+        "plain": kind,
+        "counted_channels": channels,
+        "__reduce_ex__": reduce,
+        "__module__": __name__,
+    }
     return type("Counted" + kind.__name__, (kind, _Statistics), members)
 
 
@@ -91,11 +97,17 @@ def ghosts(kind: type[nn.Module]) -> tuple[bool, ...] | None:
 
 def codes(kind: type[nn.Module]) -> set[CodeType]:
     """The code from which a norm's statistics must be called."""
+    kind = uncounted(kind)
     return {inspect.getattr_static(kind, name).__code__ for name in methods_of(kind)}
 
 
+def uncounted(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class as it was before it was made to count; other classes are what they are."""
+    return getattr(kind, "plain", kind) if issubclass(kind, _Statistics) else kind
+
+
 def counting_source(kind: type[nn.Module]) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
-    key: Any = kind
+    key: Any = uncounted(kind)
     return _counting_source(key)
 
 

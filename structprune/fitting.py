@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import mirrored, mirrors
 from .errors import ArgumentTypeError, PlanError
+from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
 from .rewriting import NUMBERS, REWRITE, held, rewritten
@@ -57,9 +58,11 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
     for path, (name, number) in plan.swaps.items():
-        if name not in known_swaps():
+        if name == "bias":
+            _check_bias(plan, path, modules[path], number)
+        elif name not in known_swaps():
             raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
-        if not takes(name, modules[path]):
+        elif not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
@@ -77,16 +80,26 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
                 len(value) if isinstance(value, tuple) else None
             ):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
+    cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):
-            owner, _, tensor = row.tensor.rpartition(".")
-            value = getattr(module.get_submodule(owner), tensor)
+            value = mirrored(module, row)
             if id(value) not in names:  # parametrized: computed anew each time
                 continue
-            size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            size = len(cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(
                     f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}"
                 )
+
+
+def _check_bias(plan: PruningPlan, path: str, module: nn.Module, size: int) -> None:
+    attribute = width_of_bias(module)
+    if not attribute:
+        kind = "has a bias already" if getattr(module, "bias", None) is not None else "does not take a bias"
+        raise PlanError(f"the plan gives {path!r} a bias, but this {type(module).__name__} {kind}")
+    width = plan.attributes.get(path, {}).get(attribute, getattr(module, attribute))
+    if size != width:
+        raise PlanError(f"the plan contradicts itself: a bias of {size} numbers for {path!r}, of width {width}")

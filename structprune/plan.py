@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .composition import PlanDifference, compose, difference
 from .errors import PlanError
 from .swaps import known_swaps
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have neither shifts nor stock norms
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -22,8 +24,9 @@ class PruningPlan:
     zeroing everything else in the original is the masked original. `tensors` does so for plain tensor attributes,
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
-    substitutes that take a module's place (`structprune.nn`); `scales` maps parameters to factors folded into them,
-    and `shifts` to what is added after that.
+    substitutes that take a module's place (`structprune.nn`), or to "bias" and the length of a bias of zeros that the
+    module is given; `scales` maps parameters to factors folded into them, and `shifts`
+    to what is added after that.
     `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
@@ -37,6 +40,7 @@ class PruningPlan:
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    becomes: str = ""  # the fingerprint of the smaller model
 
     def __bool__(self) -> bool:
         return bool(self.kept)
@@ -48,6 +52,28 @@ class PruningPlan:
             for dim, indices in self.kept.get(name, {}).items()
         }
 
+    def then(self, other: PruningPlan) -> PruningPlan:
+        """The plan that does at once what this plan and then `other`, made on the model it leaves, do one by one.
+
+        `apply(first.then(second), model)` holds, bit for bit, what `apply(second, apply(first, model))` does. The
+        one exception is the weight of a norm that both plans scale (RMS norms): the two factors are multiplied
+        first, so that its last bit may differ. Raises PlanError unless `other` was made for the model that this
+        plan leaves.
+
+        >>> first = structprune.prune(model, images, ratio=0.25)
+        >>> second = structprune.prune(first.model, images, ratio=0.25)
+        >>> small = structprune.apply(first.plan.then(second.plan), model)
+        """
+        return compose(self, other)
+
+    def diff(self, other: PruningPlan) -> PlanDifference:
+        """What the two plans keep, set, swap and scale differently: false if nothing; printed, a line for each.
+
+        >>> print(plan.diff(other))
+        conv1.weight[0]: only the first keeps 3, 7; only the second keeps 1, 2
+        """
+        return difference(self, other)
+
     @property
     def cut(self) -> Kept:
         """Everything that surgery slices."""
@@ -58,6 +84,7 @@ class PruningPlan:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "becomes": self.becomes,
             "kept": self._rows(self.kept),
             "tensors": self._rows(self.tensors),
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
@@ -85,7 +112,7 @@ class PruningPlan:
     def from_json(text: str) -> PruningPlan:
         """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique)
         except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
@@ -94,12 +121,16 @@ class PruningPlan:
     def from_dict(data: Any) -> PruningPlan:
         """The inverse of `to_dict`, checked field by field."""
         fields = _typed(data, dict, "$")
-        if fields.get("schema") != SCHEMA:
-            raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        expected = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "shifts", "stock"}
-        _keys(fields, expected | {"notes"}, "$")
+        schema = fields.get("schema")
+        if isinstance(schema, bool) or schema not in READS:
+            readable = " and ".join(map(str, READS))
+            raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
+        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
+        _keys(fields, keys | ({"becomes", "shifts", "stock"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors, stock = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors", "stock"))
+        kept, tensors, stock = (
+            _read_kept(fields.get(key, {}), f"$.{key}", sizes) for key in ("kept", "tensors", "stock")
+        )
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -117,13 +148,13 @@ class PruningPlan:
         scales, shifts = (
             {
                 name: _typed(number, float, f"$.{key}.{name}")
-                for name, number in _typed(fields[key], dict, f"$.{key}").items()
+                for name, number in _typed(fields.get(key, {}), dict, f"$.{key}").items()
             }
             for key in ("scales", "shifts")
         )
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        fingerprint = _typed(fields["fingerprint"], str, "$.fingerprint")
-        return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, fingerprint, notes)
+        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, prints[0], notes, prints[1])
 
 
 def unregistered(swap: str) -> str:
@@ -132,6 +163,15 @@ def unregistered(swap: str) -> str:
         f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
         "import the code that calls structprune.register_swap for it first"
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice could be read in two ways."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
+    return made
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

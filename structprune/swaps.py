@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +12,9 @@ from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
 from .rewriting import REWRITE, rewritten
 
-NORM = "norm"
-_OWN = (NORM, COUNTED, REWRITE)  # the first two come with a number: the channels that statistics count
+NORM = "norm"  # the number is how many channels the statistics count
+BIAS = "bias"  # the number is how long the bias is
+_OWN = (NORM, COUNTED, REWRITE, BIAS)
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,20 @@ def takes(name: str, module: nn.Module) -> bool:
 
 
 def swap(module: nn.Module, name: str, channels: int) -> None:
-    """Turns a module into its substitute, in place: the parameters stay where they are."""
+    """Turns a module into its substitute, in place: the parameters stay where they are.
+
+    A compensated module stays as it is: it counts the original channels already. "bias" gives it one of zeros.
+    """
     kind = type(module)
-    if name == NORM:
-        module.__class__ = compensated(kind, channels)
-    elif name == COUNTED:
-        module.__class__ = counted(kind, channels)
-    else:
-        module.__class__ = rewritten(kind) if name == REWRITE else _SWAPS[name].free
+    if name == BIAS:
+        weight: Any = module.weight
+        module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
+    elif name == REWRITE:
+        module.__class__ = rewritten(kind)
+    elif name not in (NORM, COUNTED):
+        module.__class__ = _SWAPS[name].free
+    elif not hasattr(kind, "plain"):
+        module.__class__ = (compensated if name == NORM else counted)(kind, channels)
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

@@ -17,30 +17,26 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames source
-    program rewriting counting copying
-    swaps
-    plan
-    shapes
-    trace
-    prepare fitting rules.checks rules.zeros
-    rules.site
-    rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
-    rules.shaping rules.indexing rules.normalization rules.recurrent
-    rules.written
-    rules
-    analysis
-    explanation
+    bookkeeping collector errors frames labels nn nodes ops regularize sizes source version
+    checkpoint composition copying counting importance.processes program readers rewriting rules.checks rules.zeros schedules specs
+    cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
+    plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules fitting rules.indexing rules.recurrent rules.shaping rules.written stock
+    constants mask rules surgery
+    analysis inflate optimizers roles storage verify
+    explanation kinds progress report
     graph
-    importance cost
+    constraints importance.normalization promote settlement weights
+    importance.base liveness
+    folding importance.activations importance.gradients importance.weights
+    importance
+    selection
+    budget
     planning
-    surgery mask stock
-    verify storage
-    report
     api
-    structprune demo
-    cli
-    __main__
+    demo iterate shrink
+    callbacks cli sparsity
+    __main__ structprune
 """
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.split("\n")) for name in names.split()}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import fx
 
 from ..labels import IntArray, Labels
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement
 from .site import Site, rule
@@ -182,7 +182,7 @@ def embedding(site: Site, *args: Any, **kwargs: Any) -> Any:
     that holds numbers. The weights of a bag's entries, which come later, are held with the rest.
     """
     nodes = [*site.node.args, *site.node.kwargs.values()]
-    tables = [site.values[n] for n in nodes if isinstance(n, fx.Node) and n.meta["dtype"].is_floating_point]
+    tables = [site.values[n] for n in nodes if isinstance(n, Node) and n.meta["dtype"].is_floating_point]
     site.freeze("it is looked up in a table", [v for v in (*args, *kwargs.values()) if v is not tables[0]])
     weight = site.hold(tables[0], (0,), "it counts the entries of a table")
     out = site.vector(weight, 1)

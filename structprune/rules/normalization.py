@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
-
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement
 from .site import Site, rule
@@ -167,7 +166,7 @@ def group_norm(
     return Labels(site.shape, held.coordinates)
 
 
-def foldable(weight: fx.Node) -> bool:
+def foldable(weight: Node) -> bool:
     """Whether a parameter scales one thing only."""
     return weight.meta["op"] == "parameter" and len(weight.users) == 1
 

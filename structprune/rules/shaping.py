@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from ..labels import IntArray, Labels, compress, varying
+from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
 from .movement import EMPTY, follow
@@ -74,7 +74,7 @@ class Reshaping:
             return False
         args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
         others = [
-            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, fx.Node) else a for a in args
+            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, Node) else a for a in args
         ]
         try:
             out = self.node.target(torch.empty(small_source, device="meta"), *others, **kwargs)  # type: ignore

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from ..errors import ArgumentError
 from ..labels import Couplings, IntArray, Labels, varying
 from ..nn import extended
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Check, Requirement
 from .zeros import reads_zero
@@ -40,8 +41,8 @@ class Site:
 
     def __init__(
         self,
-        node: fx.Node,
-        values: dict[fx.Node, Any],
+        node: Node,
+        values: dict[Node, Any],
         couplings: Couplings,
         checks: list[Check | Requirement],
         modules: Mapping[str, nn.Module],
@@ -84,7 +85,7 @@ class Site:
         """`derived` is made inside this operation from zeros wherever `value` or its weights are."""
         self.alias(value, derived)
 
-    def node_of(self, value: Labels) -> fx.Node | None:
+    def node_of(self, value: Labels) -> Node | None:
         """The node that an argument of this operation comes from."""
         value = self._aliases.get(id(value), value)
         return next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-
 from ..counting import COUNTED, STATISTICS, codes, ghosts
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
 from .normalization import Fold, Swap, foldable
 from .reduction import dims_of, reduce, sum_zeros
 from .site import Site, rule
@@ -74,19 +73,19 @@ def _counts(site: Site, labels: IntArray, dim: int) -> bool:
     return True
 
 
-def _dims(node: fx.Node) -> list[int]:
+def _dims(node: Node) -> list[int]:
     """The dimensions that a statistic runs over."""
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     return dims_of(Labels(node.all_input_nodes[0].meta["shape"]), None if isinstance(dim, bool) else dim)
 
 
-def _centred(node: fx.Node) -> bool:
+def _centred(node: Node) -> bool:
     """Whether this is the mean of squared distances from a mean."""
     distance = _distance(node.all_input_nodes[0]) if node.meta["op"] == "mean" else None
     return distance is not None and distance.all_input_nodes[1].meta["op"] == "mean"
 
 
-def _distance(squared: fx.Node) -> fx.Node | None:
+def _distance(squared: Node) -> Node | None:
     """x - u in (x - u) ** 2"""
     if squared.meta["op"] not in ("pow", "square", "mul") or len(squared.all_input_nodes) != 1:
         return None
@@ -117,7 +116,7 @@ def _written_rms(site: Site, labels: IntArray) -> Fold | None:
     return Fold(weights[0][0].meta["tensor"], site.path, name, labels, "", weights[0][1]) if name else None
 
 
-def _scale(node: fx.Node) -> tuple[fx.Node, float] | None:
+def _scale(node: Node) -> tuple[Node, float] | None:
     """A parameter, or a number added to one, and the number."""
     node, offset = _unconverted(node), 0.0
     if node.meta["op"] == "add" and len(node.users) == 1:
@@ -132,7 +131,7 @@ _CONVERSIONS = frozenset({"to", "float", "type_as", "half", "double", "bfloat16"
 _LAYOUTS = frozenset({"view", "reshape", "unsqueeze"})
 
 
-def _only_user(node: fx.Node | None, *ops: str) -> fx.Node | None:
+def _only_user(node: Node | None, *ops: str) -> Node | None:
     """The one operation that reads a value, if it is one of `ops`; conversions of dtype are looked through."""
     while node is not None:
         users = list(node.users)
@@ -144,7 +143,7 @@ def _only_user(node: fx.Node | None, *ops: str) -> fx.Node | None:
     return None
 
 
-def _unconverted(node: fx.Node) -> fx.Node:
+def _unconverted(node: Node) -> Node:
     while node.meta["op"] in _CONVERSIONS | _LAYOUTS and len(node.users) == 1:
         node = node.all_input_nodes[0]
     return node

@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import fx
 
 from ..labels import Labels, varying
+from ..nodes import Node
 from ..ops import is_pointwise
 
-Values = Mapping[fx.Node, Any]
+Values = Mapping[Node, Any]
 
 # f(0, ...) = 0 whenever the first operand is zero, whatever the others are.
 _KEEP = frozenset(
@@ -45,17 +45,17 @@ _VIEWS = frozenset(
 )
 
 
-def reads_zero(source: fx.Node, reader: fx.Node, values: Values) -> bool:
+def reads_zero(source: Node, reader: Node, values: Values) -> bool:
     """True if `reader`, which takes what `source` computed, finds zeros in what is removed."""
-    memo: dict[fx.Node, bool] = {}
+    memo: dict[Node, bool] = {}
 
-    def zero(node: fx.Node) -> bool:
+    def zero(node: Node) -> bool:
         return is_zero(node, values, memo)
 
-    return zero(source) and not _overwritten(source, reader, values, zero)
+    return zero(source) and not overwritten(source, reader, values, zero)
 
 
-def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = None) -> bool:
+def is_zero(node: Node, values: Values, memo: dict[Node, bool] | None = None) -> bool:
     """True if every removed element of what `node` computes is zero in the masked original."""
     memo = {} if memo is None else memo
     if node not in memo:
@@ -64,16 +64,16 @@ def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = No
     return memo[node]
 
 
-def _labelled(node: fx.Node, values: Values) -> bool:
+def _labelled(node: Node, values: Values) -> bool:
     found = values.get(node)
     if isinstance(found, dict):
         return any(bool(part.coordinates) for part in found.values() if isinstance(part, Labels))
     return isinstance(found, Labels) and bool(found.coordinates)
 
 
-def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     op = node.meta["op"]
-    inputs = [n for n in node.all_input_nodes if not _overwritten(n, node, values, zero)]
+    inputs = [n for n in node.all_input_nodes if not overwritten(n, node, values, zero)]
     if len(inputs) < len(node.all_input_nodes):
         return False
     if op == "parameter":
@@ -121,11 +121,11 @@ _RECURRENT = frozenset(
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 
-def _argument(node: fx.Node, position: int, name: str) -> Any:
+def _argument(node: Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _made_by_weight(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Filters that are zero give zero if their bias is; rows that come with the input need a zero input and no bias."""
     names = (
         ("input", "weight", "offset", "mask", "bias") if "deform" in node.meta["op"] else ("input", "weight", "bias")
@@ -139,14 +139,14 @@ def _made_by_weight(node: fx.Node, values: Values, zero: Callable[[fx.Node], boo
     return filters and (not carried or (zero(source) and bias is None))
 
 
-def _standardised(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _standardised(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether these are filters, standardised one by one: those that go stay zero, whatever happens to their inputs."""
     while node.meta["op"] in ("reshape_as", "view_as", "reshape", "view"):
         node = node.all_input_nodes[0]
     return node.meta["op"] == "batch_norm" and node.meta["shape"][0] == 1 and _normed(node, zero)
 
 
-def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
+def _normed(node: Node, zero: Callable[[Node], bool]) -> bool:
     """A masked scale and shift leave nothing; without them zero must come in, and its mean be zero."""
     op = node.meta["op"]
     first = _NORM_WEIGHTS[op] if node.target is not torch.batch_norm else 1
@@ -159,12 +159,12 @@ def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
     return zero(node.all_input_nodes[0]) and op in ("batch_norm", "instance_norm") and all(zero(n) for n in statistics)
 
 
-def _fills(node: fx.Node) -> bool:
+def _fills(node: Node) -> bool:
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 1)
     return node.meta["op"] == "masked_fill" and not (isinstance(value, int | float) and value == 0)
 
 
-def _covers(node: fx.Node, inputs: list[fx.Node], values: Values) -> bool:
+def _covers(node: Node, inputs: list[Node], values: Values) -> bool:
     """Whether this operand is labelled wherever the others are, so that its zeros cover theirs."""
     mine = values[node]
     rank = max(len(n.meta["shape"]) for n in inputs)
@@ -175,7 +175,7 @@ def _covers(node: fx.Node, inputs: list[fx.Node], values: Values) -> bool:
     return all(dims(values[n]) <= dims(mine) for n in inputs if isinstance(values.get(n), Labels))
 
 
-def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
     """[..., M, K] x [..., K, N]: a side whose removed slices are zero makes the product zero there."""
     left, right = (inputs * 2)[:2]
     a, b = values[left], values[right]
@@ -189,12 +189,12 @@ def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bo
     return (zero_b and not rows and (batch_b or not batch_a)) or (zero_a and not columns and (batch_a or not batch_b))
 
 
-def _shares(node: fx.Node) -> bool:
+def _shares(node: Node) -> bool:
     """Whether a node's result may be its first operand's memory."""
     return bool(node.meta.get("inplace")) or node.meta["op"] in _VIEWS
 
 
-def _overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
     if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
         return False
@@ -213,11 +213,11 @@ def _overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callabl
     return any(not zero(writer) for writer in writers)
 
 
-def _at_zero(node: fx.Node) -> bool:
+def _at_zero(node: Node) -> bool:
     """f(0) = 0, by asking the function itself."""
     try:
         return _value_at_zero(
-            node.target, tuple(None if isinstance(a, fx.Node) else (a,) for a in node.args), tuple(node.kwargs.items())
+            node.target, tuple(None if isinstance(a, Node) else (a,) for a in node.args), tuple(node.kwargs.items())
         )
     except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
         return False
@@ -226,7 +226,7 @@ def _at_zero(node: fx.Node) -> bool:
 @cache
 def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
     """`args` are constants in a tuple of one, and None where there was a tensor."""
-    if any(isinstance(v, fx.Node) for _, v in kwargs):
+    if any(isinstance(v, Node) for _, v in kwargs):
         return False
     out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
     return isinstance(out, torch.Tensor) and not out.any()
