@@ -29,11 +29,15 @@ class Choice:
 
     def touches(self, group: Group) -> bool:
         """Whether filters of the group are named, or one of its kinds."""
-        return not self.kinds.isdisjoint(group.kinds) or any(s.produces and s.name in self.names for s in group.slices)
+        return (bool(self.kinds) and not self.kinds.isdisjoint(group.kinds)) or any(
+            s.produces and s.name in self.names for s in group.slices
+        )
 
     def covers(self, group: Group) -> bool:
         """Whether all filters of the group are named, or all its kinds."""
-        return self.kinds.issuperset(group.kinds) or all(s.name in self.names for s in group.slices if s.produces)
+        return (bool(self.kinds) and self.kinds.issuperset(group.kinds)) or all(
+            s.name in self.names for s in group.slices if s.produces
+        )
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,17 @@ class Slice:
     units: IntArray
     produces: bool  # these are filters: their index is an output channel
     tensor: Tensor
-    consumes: bool = False  # these are summed over: their index is an input channel
-    reader: str = ""  # the operation that reads the parameter, and as what: "batch_norm.weight"
+    graph: ChannelGraph
+
+    @property
+    def consumes(self) -> bool:
+        """Whether these are summed over: their index is an input channel."""
+        return (self.name, self.dim) in self.graph.consuming
+
+    @property
+    def reader(self) -> str:
+        """The operation that reads the parameter, and as what: "batch_norm.weight"."""
+        return self.graph.readers.get(self.name, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +61,13 @@ class Group:
     name: str
     slices: tuple[Slice, ...]
     units: IntArray  # unit numbers of the graph
-    kinds: tuple[str, ...] = ("channel",)  # what the units are to the model, of `structprune.kinds.KINDS`
+    graph: ChannelGraph
     gone: int = 0  # units that earlier steps of an iterative pruning removed
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What the units are to the model, of `structprune.kinds.KINDS`."""
+        return self.graph.kinds.of(self.units, len({s.name for s in self.slices if s.produces and s.tensor.ndim > 1}))
 
     def due(self, ratio: float) -> int:
         """How many units are to go so that a fraction of the group, as it first was, is gone, rounded down."""
@@ -112,17 +126,16 @@ class ChannelGraph:
         return found
 
     @cached_property
-    def _consuming(self) -> set[tuple[str, int]]:
+    def consuming(self) -> set[tuple[str, int]]:
         """The parameter dimensions that are input channels: those that weights have besides their filters."""
-        weights = {name for name, _ in self._producing} | {
-            n for n, reader in self._readers.items() if contracts(reader)
-        }
+        weights = {name for name, _ in self._producing} | {n for n, reader in self.readers.items() if contracts(reader)}
         return {
             key for key in self._vectors if key[0] in weights and self.space.tensors[key[0]].ndim > 1
         } - self._producing
 
     @cached_property
-    def _readers(self) -> dict[str, str]:
+    def readers(self) -> dict[str, str]:
+        """For each parameter, the operations that read it, and as what."""
         return readers(self.space.programs)
 
     @cached_property
@@ -142,18 +155,19 @@ class ChannelGraph:
                 if i not in first_seen:  # units are numbered by where they first occur
                     first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
                     position[first_seen[i]] = np.arange(len(first_seen[i]))
-                produces, consumes = (name, dim) in self._producing, (name, dim) in self._consuming
-                tensor, reader = self.space.tensors[name], self._readers.get(name, "")
-                slices[i].append(Slice(name, dim, indices, position[own], produces, tensor, consumes, reader))
+                produces = (name, dim) in self._producing
+                slices[i].append(Slice(name, dim, indices, position[own], produces, self.space.tensors[name], self))
         found = []
-        kinds = Kinds(self.space)
-        for i in first_seen:
-            made = [s for s in slices[i] if s.produces]
-            described = kinds.of(first_seen[i], len({s.name for s in made if s.tensor.ndim > 1}))
-            name, units = made[0].name.removesuffix(".weight"), first_seen[i]
+        for i, units in first_seen.items():
+            name = next(s for s in slices[i] if s.produces).name.removesuffix(".weight")
             gone = max(self.widths.get(name, 0) - len(units), 0)
-            found.append(Group(name, tuple(slices[i]), units, described, gone))
+            found.append(Group(name, tuple(slices[i]), units, self, gone))
         return tuple(found)
+
+    @cached_property
+    def kinds(self) -> Kinds:
+        """What units are to the model."""
+        return Kinds(self.space)
 
     @cached_property
     def costs(self) -> Costs:
