@@ -1,6 +1,6 @@
 """structprune: PyTorch models made genuinely smaller, exactly."""
 
-from . import callbacks, importance
+from . import callbacks, importance, regularize
 from .api import Result, analyze, apply, explain, mask, prune, verify
 from .errors import (
     ArgumentError,
@@ -69,6 +69,7 @@ __all__ = [
     "plan_from_masks",
     "prune",
     "register_swap",
+    "regularize",
     "save",
     "sensitivity",
     "shrink",

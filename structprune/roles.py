@@ -45,5 +45,6 @@ def _arguments(op: str) -> tuple[str, ...]:
 
 
 def contracts(reader: str) -> bool:
-    """Whether one of the operations sums products over a dimension of what it reads."""
-    return any(read.partition(".")[0] in CONTRACTIONS for read in reader.split(", "))
+    """Whether one of the operations uses what it reads as a weight, and sums products over a dimension of it."""
+    reads = (read.partition(".") for read in reader.split(", "))
+    return any(op in CONTRACTIONS and role != "input" for op, _, role in reads)

@@ -17,7 +17,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector commands errors frames labels nn nodes ops page regularize sizes source version
+    bookkeeping collector commands errors frames labels nn nodes ops page sizes source version
     checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
     commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
     costing diagram plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
@@ -29,7 +29,7 @@ FLOORS = """
     constraints importance.normalization promote settlement weights
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
-    importance
+    importance regularize
     selection
     budget
     planning

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, NonFiniteError
+from ..errors import ArgumentError, ArgumentTypeError
 from ..graph import ChannelGraph, Group, Slice
 from .base import Criterion, Scores, check_finite, values_of, wide
-from .processes import failing_together, gathered, summed
-from .statistics import Magnitude, MeanSquare, Statistic, Variance
+from .processes import failing_together, summed
+from .statistics import Key, Magnitude, MeanSquare, Statistic, Tally, Variance
 from .streaming import Inputs, arguments, check_count, check_loader, explaining, streamed, undisturbed
 from .watcher import Watcher
-
-Key = tuple[str, int, str]  # a weight, one of its dimensions, and whether it is "read" from or "made"
 
 
 class ActivationCriterion(Criterion):
@@ -56,28 +54,23 @@ class ActivationCriterion(Criterion):
     ) -> None:
         super().__init__(slices, reduction, normalize)
         check_loader(loader, batches)
+        if inputs is not None and not callable(inputs):
+            raise ArgumentTypeError(f"inputs must be a function of a batch, not {type(inputs).__name__}")
         self.loader, self.batches, self.inputs, self.train, self.progress = loader, batches, inputs, train, progress
-        self._found: dict[Key, Tensor] = {}
-        self._prepared = False
-        self._states: dict[Key, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
+        self._found: dict[Key, Tensor] | None = None
 
     def prepare(self, graph: ChannelGraph) -> None:
         """Runs the model of `graph` on the batches and keeps the statistics of its channels."""
         parts = [part for group in graph.groups for part in group.slices if part.produces or part.consumes]
-        self._weights, self._states = {part.name: values_of(part) for part in parts}, {}
+        tally = Tally(self.statistic, {part.name: values_of(part) for part in parts})
         with failing_together():
-            count = self._run(graph)
+            count = self._run(graph, tally)
         check_count(int(summed(torch.tensor(float(count)))))
-        shapes: dict[Key, torch.Size] = {}
-        for found in gathered({key: state.shape for key, state in self._states.items()}):
-            shapes.update(found)
-        self._found = {key: self._finished(key, shapes[key]) for key in sorted(shapes)}
-        self._weights, self._states, self._prepared = {}, {}, True
+        self._found = tally.results()
 
-    def _run(self, graph: ChannelGraph) -> int:
-        model, count = graph.model, 0
-        watcher, title = Watcher(self._weights, self._record), type(self).__name__
+    def _run(self, graph: ChannelGraph, tally: Tally) -> int:
+        model, title, count = graph.model, type(self).__name__, 0
+        watcher = Watcher(tally.weights, tally.record)
         with (
             undisturbed(model, self.train),
             torch.no_grad(),
@@ -90,28 +83,14 @@ class ActivationCriterion(Criterion):
                         model(*call.args, **call.kwargs)
         return count
 
-    def _record(self, name: str, dim: int, start: int, value: Tensor, value_dim: int, role: str) -> None:
-        """Adds what one operation shows of a weight's dimension; a grouped one meets it once for each group."""
-        if not value.is_floating_point() or not value.numel():
-            return
-        rows = value.movedim(value_dim, -1)
-        samples = len(rows) if value_dim % value.ndim > 0 else 1
-        state = self.statistic.of(rows.reshape(samples, -1, rows.shape[-1]))
-        size = self._weights[name].shape[dim]
-        whole = state.new_zeros(self.statistic.rows, max(size, state.shape[1]))
-        whole[:, start : start + state.shape[1]] = state
-        key = (name, dim, role)
-        self._states[key] = self.statistic.merged(self._states[key], whole) if key in self._states else whole
-
-    def _finished(self, key: Key, shape: torch.Size) -> Tensor:
-        state = self._states.get(key)
-        state = torch.zeros(shape, dtype=torch.float64) if state is None else state
-        found = self.statistic.result(self.statistic.across(state)).double()
-        if not bool(found.isfinite().all()):
-            what = "reads" if key[2] == "read" else "makes"
-            bad = int((~found.isfinite()).sum())
-            raise NonFiniteError(f"{bad} channels of what {key[0]} {what} hold values that are NaN or infinite")
-        return found
+    @property
+    def found(self) -> dict[Key, Tensor]:
+        """The statistics; raises ArgumentError before `prepare`."""
+        if self._found is None:
+            raise ArgumentError(
+                f"call prepare(graph) before asking {type(self).__name__} for scores, as structprune.plan does"
+            )
+        return self._found
 
     def values(self, part: Slice) -> Scores:
         """One value for each index of a slice."""
@@ -120,11 +99,7 @@ class ActivationCriterion(Criterion):
     def __call__(self, group: Group) -> Scores:
         parts = self.parts(group)
         if not parts:
-            raise ArgumentError(
-                f"no batch reaches a weight of {group!r}; exclude it, or bring inputs that do"
-                if self._prepared
-                else f"call prepare(graph) before asking {type(self).__name__} for scores, as structprune.plan does"
-            )
+            raise ArgumentError(f"no batch reaches a weight of {group!r}; exclude it, or bring inputs that do")
         return self.reduce(group, ((part, self.values(part)) for part in parts))
 
 
@@ -133,8 +108,9 @@ class ActivationNorm(ActivationCriterion):
 
     Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation" (Minitron), NeurIPS
     2024, with the aggregation they found best: the mean magnitude over positions, then the L2 norm over samples
-    (here the root of the mean square, so that the number of samples does not matter). `slices="producers"`
-    takes the activations as the filters make them, before norm and activation function.
+    (here the root of the mean square, so that the number of samples does not matter). The first dimension of a
+    value counts as its samples; inside `nn.MultiheadAttention` that is the position. `slices="producers"` takes
+    the activations as the filters make them, before norm and activation function.
     """
 
     statistic = Magnitude()
@@ -143,10 +119,10 @@ class ActivationNorm(ActivationCriterion):
         return (part.name, part.dim, "made" if part.produces else "read")
 
     def uses(self, part: Slice) -> bool:
-        return self._key(part) in self._found
+        return self._key(part) in self.found
 
     def values(self, part: Slice) -> Scores:
-        squares = self._found[self._key(part)].reshape(-1, part.tensor.shape[part.dim]).sum(0)
+        squares = self.found[self._key(part)].reshape(-1, part.tensor.shape[part.dim]).sum(0)
         norms: Scores = squares.sqrt().numpy()[part.indices]
         return norms
 
@@ -159,7 +135,7 @@ class _WeightTimesActivation(ActivationCriterion):
     def _keys(self, part: Slice) -> list[Key]:
         """The statistics of what a parameter reads, that along the slice's own dimension first."""
         dims = [part.dim, *range(part.tensor.ndim)]
-        return [key for dim in dims if (key := (part.name, dim, "read")) in self._found]
+        return [key for dim in dims if (key := (part.name, dim, "read")) in self.found]
 
     def uses(self, part: Slice) -> bool:
         return bool(self._keys(part))
@@ -169,7 +145,7 @@ class _WeightTimesActivation(ActivationCriterion):
 
     def values(self, part: Slice) -> Scores:
         key, weight = self._keys(part)[0], values_of(part)
-        scale = _beside(weight, key[1], self.scale(self._found[key]).to(weight.device))
+        scale = _beside(weight, key[1], self.scale(self.found[key]).to(weight.device))
         weight, scale = weight.movedim(part.dim, 0), scale.movedim(part.dim, 0)
         at_once = max(1, _ELEMENTS * len(weight) // weight.numel())
         sums = [

@@ -75,41 +75,45 @@ class LossCriterion(Criterion):
 
     def _run(self, graph: ChannelGraph, total: Scores) -> int:
         """Adds what each batch says to the total of each unit."""
-        parts = [part for group in graph.groups for part in self.parts(group)]
-        for part in parts:
+        weights: dict[str, Tensor] = {}
+        dims: dict[str, set[int]] = {}
+        for part in (part for group in graph.groups for part in self.parts(group)):
             values_of(part)  # on the meta device there are none
-        weights = {part.name: part.tensor for part in parts}
+            weights[part.name] = part.tensor
+            dims.setdefault(part.name, set()).add(part.dim)
         model, title, count = graph.model, type(self).__name__, 0
         with (
             undisturbed(model, self.train),
+            torch.inference_mode(False),
+            torch.enable_grad(),
             streamed(self.loader, self.batches, model, title, self.progress) as stream,
         ):
             for weight in weights.values():
                 weight.requires_grad_(True)
             for count, batch in stream:
-                with explaining(model, batch, count), torch.enable_grad():
-                    loss = self.loss(model, batch)
-                sums = self._sums(weights, loss, count)
+                with explaining(model, batch, count):
+                    sums = self._sums(weights, dims, self.loss(model, batch), count)
                 for group in graph.groups:
                     total[group.units] += self.of_batch(group, sums)
         return count
 
-    def _sums(self, weights: dict[str, Tensor], loss: Any, number: int) -> Sums:
-        """Weights times gradients, summed over all that shares an index of a dimension."""
+    def _sums(self, weights: dict[str, Tensor], dims: dict[str, set[int]], loss: Any, number: int) -> Sums:
+        """Weights times gradients, summed over all that shares an index of one of these dimensions."""
         check_loss(loss, number)
-        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        if all(gradient is None for gradient in gradients):
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        gradients = {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+        if not gradients:
             raise ArgumentError(f"the loss of batch {number} depends on no weight that can be pruned")
         sums: Sums = {}
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            if gradient is not None:
-                product = self.product(weight.detach(), gradient)
-                sums |= {(name, dim): _along(product, dim) for dim in range(product.ndim)}
-                if not all(np.isfinite(sums[name, dim]).all() for dim in range(product.ndim)):
-                    bad = int((~torch.isfinite(gradient)).sum())
-                    raise NonFiniteError(
-                        f"the gradient of {name} on batch {number} holds {bad} values that are NaN or infinite"
-                    )
+        for name, gradient in gradients.items():
+            product = self.product(weights[name].detach(), gradient)
+            own = {(name, dim): _along(product, dim) for dim in dims[name]}
+            if not all(np.isfinite(values).all() for values in own.values()):
+                bad = int((~torch.isfinite(gradient)).sum())
+                raise NonFiniteError(
+                    f"the gradient of {name} on batch {number} holds {bad} values that are NaN or infinite"
+                )
+            sums |= own
         return sums
 
     def product(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ def check_loss(loss: Any, number: int) -> None:
             "the loss carries no gradient: it does not depend on the model's parameters, or was made under no_grad"
         )
     if not bool(loss.isfinite()):
-        raise NonFiniteError(f"the loss of batch {number} is {float(loss)}")
+        raise NonFiniteError(f"the loss of batch {number} is {float(loss.detach())}")
 
 
 def _along(product: Tensor, dim: int) -> Scores:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from .processes import summed
+from ..errors import NonFiniteError
+from .processes import gathered, summed
 
 
 class Statistic:
@@ -73,8 +76,46 @@ class Variance(Statistic):
         return state[2] / (state[0] - 1).clamp(min=1)
 
 
+Key = tuple[str, int, str]  # a weight, one of its dimensions, and whether that is "read" along or "made"
+
+
+class Tally:
+    """The statistic of every channel that weights read or make, growing as the model runs."""
+
+    def __init__(self, statistic: Statistic, weights: Mapping[str, Tensor]) -> None:
+        self.statistic = statistic
+        self.weights = weights
+        self.states: dict[Key, Tensor] = {}
+
+    def record(self, name: str, dim: int, start: int, value: Tensor, value_dim: int, role: str) -> None:
+        """Adds what one operation shows of a weight's dimension; a grouped one meets it once for each group."""
+        if not value.is_floating_point() or not value.numel():
+            return
+        rows = value.movedim(value_dim, -1)
+        samples = len(rows) if value_dim % value.ndim > 0 else 1
+        state = self.statistic.of(rows.reshape(samples, -1, rows.shape[-1]))
+        whole = state.new_zeros(self.statistic.rows, max(self.weights[name].shape[dim], state.shape[1]))
+        whole[:, start : start + state.shape[1]] = state
+        key = (name, dim, role)
+        self.states[key] = self.statistic.merged(self.states[key], whole) if key in self.states else whole
+
+    def results(self) -> dict[Key, Tensor]:
+        """The statistics over all processes, on the CPU. Raises NonFiniteError if a channel held NaN or infinity."""
+        shapes: dict[Key, torch.Size] = {}
+        for found in gathered({key: state.shape for key, state in self.states.items()}):
+            shapes.update(found)
+        return {key: self._result(key, shapes[key]) for key in sorted(shapes)}
+
+    def _result(self, key: Key, shape: torch.Size) -> Tensor:
+        state = self.states[key] if key in self.states else torch.zeros(shape, dtype=torch.float64)
+        found = self.statistic.result(self.statistic.across(state)).double()
+        if not bool(found.isfinite().all()):
+            bad = int((~found.isfinite()).sum())
+            what = f"{key[0]} {'reads' if key[2] == 'read' else 'makes'}"
+            raise NonFiniteError(f"{bad} channels of what {what} hold values that are NaN or infinite")
+        return found
+
+
 def precise(values: Tensor) -> torch.dtype:
     """Double precision, where the device has it."""
-    if values.is_complex():
-        return torch.complex64 if values.device.type == "mps" else torch.complex128
     return torch.float32 if values.device.type == "mps" else torch.float64

@@ -50,7 +50,14 @@ def streamed(
     hidden = not (show and console.is_terminal and is_first())
     with Progress(console=console, transient=True, disable=hidden) as bar:
         tracked = enumerate(bar.track(islice(loader, batches), total=total, description=title), 1)
-        yield ((number, map_tensors(lambda t: t.to(device), batch)) for number, batch in tracked)
+        yield ((number, moved(batch, device)) for number, batch in tracked)
+
+
+def moved(batch: Any, device: torch.device | None) -> Any:
+    """A batch on a device: by its own method `to` if it has one, or else the tensors in lists, tuples and dicts."""
+    if device is None:
+        return batch
+    return batch.to(device) if hasattr(batch, "to") else map_tensors(lambda t: t.to(device), batch)
 
 
 def check_count(count: int) -> int:
@@ -107,9 +114,9 @@ def _failing(model: nn.Module, error: Exception) -> str:
 
 @contextmanager
 def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
-    """The model in eval mode, or in train mode; afterwards its modes, attributes, buffers, gradients and flags,
-    and the random numbers to come, are as they were."""
-    modules = list(modules_of(model).values())
+    """The model in eval mode, or in train mode, and not compiled; afterwards its modes, attributes, buffers,
+    gradients and flags, and the random numbers to come, are as they were."""
+    modules = [m for m in modules_of(model).values() if not isinstance(m, torch.jit.ScriptModule)]
     stores: list[tuple[Any, Any]] = [(vars(m), vars(m).copy()) for m in modules]
     stores += [(d, d.copy()) for m in modules for d in vars(m).values() if type(d) in (dict, OrderedDict)]
     weights = [(p, p.grad, p.requires_grad) for p in model.parameters()]
@@ -121,9 +128,11 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
     ]
     devices = sorted({p.device.index for p, _, _ in weights if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
             for module in modules:
-                vars(module)["training"] = train  # not train(): a model may have its own
+                vars(module).update(training=train)  # not train(): a model may have its own
+                if vars(module).get("_compiled_call_impl") is not None:
+                    vars(module)["_compiled_call_impl"] = None
             yield
     finally:
         for store, content in stores:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..ops import QUERIES, SIZES, operation, python_body
 from ..program import tensors_in
@@ -129,7 +130,10 @@ def contacts(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: A
 # -- whose weight it is -----------------------------------------------------------------------------------------
 
 
-def located(view: Tensor, weight: Tensor) -> dict[int, tuple[int, int]] | None:
+Block = dict[int, tuple[int, int]]  # dimensions of a tensor -> those of a weight, and the index where they start
+
+
+def located(view: Tensor, weight: Tensor) -> Block | None:
     """Which block of a weight a view of it is: for each dimension, that of the weight and where in it it starts.
 
     A transpose, a chunk or one expert of a stack is a block; None for other views (every second row).
@@ -139,7 +143,7 @@ def located(view: Tensor, weight: Tensor) -> dict[int, tuple[int, int]] | None:
     for dim in sorted((d for d in range(weight.ndim) if weight.shape[d] > 1), key=weight.stride, reverse=True):
         starts[dim], rest = divmod(rest, weight.stride(dim))
     single = [dim for dim in range(weight.ndim) if dim not in starts]
-    found: dict[int, tuple[int, int]] = {}
+    found: Block = {}
     for dim, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True)):
         home = next((d for d in starts if weight.stride(d) == stride), None)
         if size == 1 and single:
@@ -159,8 +163,8 @@ class Watcher(TorchFunctionMode):
     """Calls `record(name, dim, start, value, value_dim, role)` wherever a value touches one of the weights.
 
     Dimension `dim` of the weight, from index `start` on, meets `value_dim` of `value`. Weights are known by
-    identity and by their memory, so it does not matter whether a module, a functional call, a transpose or a
-    chunk brings them in.
+    their memory, so it does not matter whether a module, a functional call, a transpose or a chunk brings them
+    in; what is computed from a weight and has its shape (normalised, scaled, quantised) stands for it.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], record: Record) -> None:
@@ -168,6 +172,7 @@ class Watcher(TorchFunctionMode):
         self.record = record
         self.opened: list[Callable[..., Any]] = []
         self.homes: dict[int, list[tuple[str, Tensor]]] = {}
+        self.derived = WeakTensorKeyDictionary()  # what is computed from a weight -> the weight
         for name, weight in weights.items():
             self.homes.setdefault(weight.untyped_storage().data_ptr(), []).append((name, weight))
 
@@ -176,7 +181,10 @@ class Watcher(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         known = operation(function)
-        if known.name in QUERIES or known.name in SIZES or not any(map(self.homes_of, tensors_in((args, kwargs)))):
+        if known.name in QUERIES or known.name in SIZES:
+            return function(*args, **kwargs)
+        found = [(tensor.shape, source) for tensor in tensors_in((args, kwargs)) if (source := self.source(tensor))]
+        if not found:
             return function(*args, **kwargs)
         if known.python and isinstance(unwrap(function), FunctionType) and function not in self.opened:
             self.opened.append(function)
@@ -186,19 +194,28 @@ class Watcher(TorchFunctionMode):
             finally:
                 self.opened.pop()
         out = function(*args, **kwargs)
-        for contact in contacts(known.name, args, kwargs, out):
+        touching = list(contacts(known.name, args, kwargs, out))
+        for contact in touching:
             self.see(contact)
+        shape, source = found[0]
+        if isinstance(out, Tensor) and out.shape == shape and not touching and not self.source(out):
+            self.derived[out] = source
         return out
 
-    def homes_of(self, tensor: Tensor) -> list[tuple[str, Tensor]]:
-        """The weights that live in the same memory as a tensor."""
-        strided = tensor.layout == torch.strided and not tensor.is_nested
-        return self.homes.get(tensor.untyped_storage().data_ptr(), []) if strided else []
+    def source(self, tensor: Tensor) -> tuple[str, Block] | None:
+        """The weight that a tensor is a block of, or stands for, and where its dimensions begin there."""
+        if tensor.layout != torch.strided or tensor.is_nested:
+            return None
+        for name, weight in self.homes.get(tensor.untyped_storage().data_ptr(), []):
+            block = located(tensor, weight)
+            if block is not None:
+                return name, block
+        return self.derived.get(tensor)
 
     def see(self, contact: Contact) -> None:
-        for name, weight in self.homes_of(contact.weight):
-            block = located(contact.weight, weight)
+        source = self.source(contact.weight)
+        if source is not None:
+            name, block = source
             dim = contact.weight_dim % contact.weight.ndim
-            if block is not None and dim in block:
+            if dim in block:
                 self.record(name, *block[dim], contact.value, contact.value_dim, contact.role)
-                return
