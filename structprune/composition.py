@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentTypeError, PlanError
+from .swaps import BIAS
 
 if TYPE_CHECKING:
     from .plan import Kept, PruningPlan
@@ -119,12 +120,15 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     _check_follows(first, second)
     kept, tensors, stock = (_compose_kept(getattr(first, k), getattr(second, k)) for k in ("kept", "tensors", "stock"))
     paths = _union(first.attributes, second.attributes)
+    # The first saw a module whole: its count is the original one. A bias that it gave is made as long as it ends.
+    swaps, given = {**second.swaps, **first.swaps}, _given_biases(first)
+    swaps |= {path: (BIAS, len(kept.pop(bias)[0])) for path, bias in given.items() if bias in kept}
     return replace(
         first,
         kept=kept,
         tensors=tensors,
         attributes={p: {**first.attributes.get(p, {}), **second.attributes.get(p, {})} for p in paths},
-        swaps={**second.swaps, **first.swaps},  # the first saw the module whole: its count is the original one
+        swaps=swaps,
         scales={
             name: first.scales.get(name, 1.0) * second.scales.get(name, 1.0)
             for name in _union(first.scales, second.scales)
@@ -137,10 +141,16 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         sizes={
             name: {**second.sizes.get(name, {}), **first.sizes.get(name, {})}
             for name in _union(first.sizes, second.sizes)
+            if name not in given.values()
         },
         becomes=second.becomes,
         notes=tuple(_union(first.notes, second.notes)),
     )
+
+
+def _given_biases(plan: PruningPlan) -> dict[str, str]:
+    """The modules that a plan gives a bias, with its name."""
+    return {path: f"{path}.bias" if path else "bias" for path, (name, _) in plan.swaps.items() if name == BIAS}
 
 
 def _check_plan(first: PruningPlan, second: Any) -> None:

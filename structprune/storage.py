@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,20 +98,22 @@ def _hash(path: Path) -> str:
 
 
 def write(path: Path, fill_in: Callable[[Path], Any]) -> None:
-    """Writes beside the file, then renames: a crash leaves the old file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    os.close(handle)
+    """Writes in a folder beside the file, then renames: a crash leaves the old file.
+
+    In a folder, since those who write may make temporary files of their own.
+    """
+    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
     try:
-        fill_in(Path(temporary))
-        with open(temporary, "rb") as file:
+        made = beside / path.name
+        fill_in(made)
+        with open(made, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.chmod(made, 0o644)
+        os.replace(made, path)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        shutil.rmtree(beside, ignore_errors=True)
     for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # by processes that were killed
-        left.unlink(missing_ok=True)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load(

@@ -184,6 +184,28 @@ def test_a_swap_made_twice_is_made_once() -> None:
     assert type(norm) is kind
 
 
+def test_a_bias_that_shrink_gave_is_cut_by_what_follows() -> None:
+    def chain() -> Any:
+        layers = nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 6, 1, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 1)
+        return randomise(nn.Sequential(*layers).double()).eval()
+
+    model = chain()
+    with torch.no_grad():
+        model[0].weight[:2] = 0  # two constant channels, folded into a bias of the second convolution
+    pictures = images().double()
+    first = sp.shrink(model, pictures, details=True)
+    assert first.plan.swaps == {"2": ("bias", 6)}
+    second = sp.prune(first.model, pictures)
+    assert len(second.plan.kept["2.bias"][0]) == 3
+    both = first.plan.then(second.plan)
+    assert both.swaps == {"2": ("bias", 3)}
+    small = sp.apply(both, chain())
+    assert_same_state(small, sp.apply(second.plan, sp.apply(first.plan, chain())))
+    assert sp.PruningPlan.from_json(both.to_json()) == both
+    torch.testing.assert_close(sp.inflate(first.plan, first.model, chain())(pictures), model(pictures))
+    assert_same_outputs(sp.inflate(both, second.model, chain()), second.model, pictures, "inflated")
+
+
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 5))

@@ -18,15 +18,15 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector commands errors frames labels nn nodes ops page sizes source version
-    checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
+    checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
     commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
-    costing diagram plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
-    constant_rules fitting mermaid rules.indexing rules.recurrent rules.shaping rules.written stock
-    constants html mask rules surgery
-    analysis inflate optimizers roles storage verify
-    commands.common explanation export kinds progress report
-    commands.files graph
-    constraints importance.normalization promote settlement weights
+    composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules mermaid plan rules.indexing rules.recurrent rules.shaping rules.written
+    constants fitting html rules stock
+    analysis mask roles surgery
+    explanation inflate kinds optimizers storage verify
+    commands.common export graph progress report
+    commands.files constraints importance.normalization promote settlement weights
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
     importance regularize

@@ -167,7 +167,8 @@ def test_a_killed_process(count: int, folder: Path) -> None:
 
 def test_a_process_killed_in_an_empty_folder(result: sp.Result, tmp_path: Path) -> None:
     """What it left half-written does not make the folder a full one; whole weights need no plan.json."""
-    (tmp_path / ".model.safetensors.abc.partial").write_bytes(b"half")
+    (tmp_path / ".model.safetensors.abc.partial").mkdir()
+    (tmp_path / ".model.safetensors.abc.partial" / "model.safetensors").write_bytes(b"half")
     sp.save(result, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "plan.json"]
     os.unlink(tmp_path / "plan.json")
