@@ -293,12 +293,12 @@ def test_the_knapsack_loses_less_score() -> None:
 
 def test_what_is_needed_is_spared_and_the_target_is_still_met(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units that turn out to be needed when the plan settles come back, and others go instead."""
-    from structprune import planning
+    from structprune import decision
 
     graph = sp.analyze(net(), rows())
     needed = graph.groups[1].units[:30]
-    settle = planning.settle
-    monkeypatch.setattr(planning, "settle", lambda g, units: settle(g, np.setdiff1d(units, needed)))
+    settle = decision.settle
+    monkeypatch.setattr(decision, "settle", lambda g, units: settle(g, np.setdiff1d(units, needed)))
     plan = sp.plan(graph, target={"macs": 0.4})
     small = sp.apply(plan, net())
     assert set(range(30)) <= set(plan.kept["inner.weight"][0])
@@ -345,7 +345,7 @@ BAD_TARGETS: list[tuple[Any, type[Exception], list[str]]] = [
     ({"params": True}, sp.ArgumentTypeError, ["params", "True"]),
     ({"params": "half"}, sp.ArgumentTypeError, ["params", "'half'"]),
     ({"params": None}, sp.ArgumentTypeError, ["params", "None"]),
-    ({"flops": 0.5}, sp.ArgumentError, ["'flops'", "macs, params, memory"]),
+    ({"flops": 0.5}, sp.ArgumentError, ["'flops'", "macs, params, memory, latency"]),
     ({3: 0.5}, sp.ArgumentError, ["3", "macs, params"]),
     ({}, sp.ArgumentError, ["macs, params"]),
     (0.5, sp.ArgumentTypeError, ["0.5", "{'macs': 0.5}"]),

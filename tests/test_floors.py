@@ -30,8 +30,9 @@ FLOORS = """
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
     importance regularize
-    selection
+    latency selection
     budget
+    decision
     planning
     api sensitivity
     demo iterate shrink
