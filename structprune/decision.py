@@ -46,6 +46,8 @@ def decide(request: Request) -> PruningPlan:
 def _quickened(request: Request, latency: Latency) -> PruningPlan:
     """Bisects the MACs of the model (or its parameters, if it has none) until it is fast enough."""
     graph = request.graph
+    if request.limits:
+        _settled(request)  # raises if the other targets alone are out of reach
     watch = Stopwatch(apply(settle(graph, graph.groups[0].units[:0])[0], graph.model), graph.call, latency.compiled)
     useful = staircase(graph, request.groups, latency.seconds)
     request = replace(request, constraints=replace(request.constraints, useful=useful))
@@ -57,8 +59,6 @@ def _quickened(request: Request, latency: Latency) -> PruningPlan:
         try:
             made = _settled(replace(request, limits={**request.limits, knob: share * full}))
         except TargetError:
-            if low == 0 and share == 1:
-                raise  # the other targets alone are out of reach
             low = share
         else:
             used = latency.used(*watch.compare(apply(made, graph.model)))
