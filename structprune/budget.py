@@ -144,7 +144,7 @@ def _prices(budget: Budget) -> FloatArray:
 def _leaning(budget: Budget, plain: Outcome) -> Outcome:
     """Leans towards what saves the scarcest target, away from what saves the one with most room."""
     saved = budget.savings(budget.base)
-    saved = np.maximum(saved, saved.max(axis=1, keepdims=True) * 1e-9)
+    saved = np.maximum(saved, saved.max(axis=1, keepdims=True) * 1e-9 + np.finfo(np.float64).tiny)
     scarce, ample = int(plain.used.argmax()), int(plain.used.argmin())
     lean = np.log(saved[ample] / saved[scarce])
 

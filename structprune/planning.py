@@ -131,6 +131,8 @@ def read_target(graph: ChannelGraph, target: Any, also: tuple[str, ...] = ()) ->
                 f"the target for {name} must be a fraction to keep, in (0, 1], or a larger, absolute number; "
                 f"{value!r} was given"
             )
+        if not original[name]:
+            raise ArgumentError(f"there is nothing to save: {name} of this model is 0")
         if value > max(original[name], 1):
             raise ArgumentError(f"the target for {name} is {value:,}, more than the {original[name]:,} of the model")
         limits[name] = float(value) if value > 1 else float(value) * original[name]

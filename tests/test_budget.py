@@ -364,6 +364,21 @@ def test_an_impossible_target(target: Any, error: type[Exception], words: list[s
     before.assert_unchanged(model)
 
 
+def test_a_cost_that_the_model_does_not_have() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.words(x).sum(-1)
+
+    words = torch.arange(4)
+    with pytest.raises(sp.ArgumentError, match="macs of this model is 0"):
+        sp.prune(Sum(), words, target={"macs": 0.5})
+    assert sp.prune(Sum(), words, target={"params": 0.5}).model.words.weight.shape == (5, 4)
+
+
 def test_ratio_and_target_together() -> None:
     with pytest.raises(sp.ArgumentError, match="not both"):
         sp.prune(net(), rows(), ratio=0.5, target={"macs": 0.5})
