@@ -232,9 +232,9 @@ def test_targets_are_met_within_two_percent(name: str, scope: str) -> None:
     full = {"macs": count_macs(model, x), "params": count_params(model)}
     assert full.items() <= graph.costs.original().items()
     for target in TARGETS if scope == "global" else TARGETS[::2]:
-        start = time.perf_counter()
+        start = time.process_time()
         plan = sp.plan(graph, target=target, scope=scope)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         small = sp.apply(plan, model)
         found = {"macs": count_macs(small, x), "params": count_params(small)}
         for key, fraction in target.items():
