@@ -20,6 +20,7 @@ from .errors import (
 from .graph import ChannelGraph, Group, Slice
 from .inflate import inflate
 from .iterate import Step, iterate
+from .latency import Latency
 from .plan import PruningPlan
 from .planning import plan
 from .report import Report
@@ -38,6 +39,7 @@ __all__ = [
     "ExampleInputsError",
     "FileFormatError",
     "Group",
+    "Latency",
     "MissingPackageError",
     "NonFiniteError",
     "NothingToPruneError",

@@ -18,6 +18,7 @@ from .diagram import draw
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
+from .latency import Latency
 from .mask import mask as mask_model
 from .plan import PruningPlan
 from .planning import plan
@@ -84,7 +85,7 @@ def _analyzed(model: nn.Module, calls: list[Call], stock: bool, classes: Classes
     if asks_for_mode(model):
         programs += _in_train_mode(model, calls, classes)
     space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
-    return ChannelGraph(model, space, fingerprint(model))
+    return ChannelGraph(model, space, fingerprint(model), calls[0])
 
 
 def _in_train_mode(model: nn.Module, calls: list[Call], classes: Classes) -> list[Program]:
@@ -128,7 +129,7 @@ def prune(
     scope: str = "local",
     exclude: Selector | Iterable[Selector] = (),
     include: Selector | Iterable[Selector] | None = None,
-    target: Mapping[str, float] | None = None,
+    target: Mapping[str, float | Latency] | None = None,
     ratios: Mapping[Selector, float] | None = None,
     min_ratio: float = 0.0,
     max_ratio: float = 1.0,

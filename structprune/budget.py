@@ -20,7 +20,8 @@ from .labels import IntArray
 from .selection import Ladder, Positions
 
 WINDOW = 0.98  # a target is met if the cost is at most 1 of it, and used up if it is more than this
-LEAN = 1.0  # the largest exponent of the ratio between what a unit saves of one target and of another
+LEAN = 1.0  # the largest exponent of the ratio between what a unit saves of one target and of another, or
+FACTOR = 8.0  # what lets weights differ by this, if that is more
 HALVINGS = 10  # of the exponent
 TRIES = 16  # exchanges that are tried
 ROUNDS = 4  # prices depend on what is kept, and what is kept on prices
@@ -144,17 +145,17 @@ def _prices(budget: Budget) -> FloatArray:
 def _leaning(budget: Budget, plain: Outcome) -> Outcome:
     """Leans towards what saves the scarcest target, away from what saves the one with most room."""
     saved = budget.savings(budget.base)
-    saved = np.maximum(saved, saved.max(axis=1, keepdims=True) * 1e-9)
+    saved = np.maximum(saved, saved.max(axis=1, keepdims=True) * 1e-9 + np.finfo(np.float64).tiny)
     scarce, ample = int(plain.used.argmax()), int(plain.used.argmin())
     lean = np.log(saved[ample] / saved[scarce])
 
     def leant(by: float) -> Outcome:
         return _filled(budget, plain.weights * np.exp(by * (lean - lean.max())))
 
-    best = leant(LEAN)
+    low, high = 0.0, max(LEAN, float(np.log(FACTOR) / max(np.ptp(lean), 1e-9)))
+    best = leant(high)
     if best.used[ample] < best.used[scarce]:  # the targets contradict each other
         return plain
-    low, high = 0.0, LEAN
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         found = leant(middle)

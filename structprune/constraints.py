@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Constraints:
     min_ratio: float = 0.0
     max_ratio: float = 1.0
     round_to: int = 1
+    useful: Mapping[int, IntArray] = field(default_factory=dict)  # by a group's first unit: how many to keep
 
     def allow(self, group: Group) -> bool:
         """Whether the group may shrink at all."""
@@ -75,7 +76,8 @@ class Constraints:
         if ratio is not None:  # the next that is at least as small
             return numbers[min(np.searchsorted(numbers, low), len(numbers) - 1)][None]
         allowed = numbers[numbers >= low]
-        return allowed if len(allowed) else np.array([low])
+        worthy = allowed[np.isin(size - allowed, self.useful.get(int(group.units[0]), size - allowed))]
+        return worthy if len(worthy) else allowed if len(allowed) else np.array([low])
 
 
 def stride(group: Group, round_to: int) -> int:

@@ -17,6 +17,7 @@ from .costing import Costs
 from .errors import UnknownNameError, closest
 from .kinds import Kinds
 from .labels import IntArray
+from .program import Call
 from .roles import contracts, readers
 from .rules.checks import View
 from .rules.contraction import KERNEL
@@ -96,8 +97,9 @@ class ChannelGraph:
     >>> print(graph.explain("layer1.0.conv1.weight"))
     """
 
-    def __init__(self, model: nn.Module, space: Space, fingerprint: str) -> None:
+    def __init__(self, model: nn.Module, space: Space, fingerprint: str, call: Call | None = None) -> None:
         self.space = space
+        self.call = call  # the first example
         self.model = model
         self.fingerprint = fingerprint
         self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now

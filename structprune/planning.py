@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .budget import Budget, Outcome, meet
 from .collector import paused
-from .constraints import Choice, Constraints, Selector, check_ratio, read_constraints
-from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError, TargetError
+from .constraints import Constraints, Selector, check_ratio, read_constraints
+from .decision import Request, decide
+from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from .graph import ChannelGraph, Group
 from .importance import NAMED, Importance, Scores, normalization_of, normalized
-from .labels import IntArray
+from .latency import Latency
 from .plan import PruningPlan
-from .selection import Ladder, everywhere, ladders, local, removed
-from .settlement import settle
 
 SCOPES = ("local", "global")
 ALLOCATIONS = ("threshold", "knapsack")
 DEFAULT_RATIO = 0.5
-PATIENCE = 8  # times that units are put back one by one
 
 
 def plan(
@@ -34,7 +30,7 @@ def plan(
     exclude: Selector | Iterable[Selector] = (),
     *,
     include: Selector | Iterable[Selector] | None = None,
-    target: Mapping[str, float] | None = None,
+    target: Mapping[str, float | Latency] | None = None,
     ratios: Mapping[Selector, float] | None = None,
     min_ratio: float = 0.0,
     max_ratio: float = 1.0,
@@ -51,9 +47,10 @@ def plan(
             comparable by the importance's `normalize`). One unit of every group always stays.
         target: what to keep of the model instead, `{"macs": 0.5, "params": 4_000_000}`: numbers up to 1 are
             fractions of the original, larger ones absolute. `"memory"` is in bytes: parameters, buffers, and
-            the largest sum of the values that are alive at once in an eager call without gradients. Every target
-            is met from below, as closely as whole units allow. With `scope="local"` all groups lose about the
-            same fraction, with `"global"` units compete by score across groups.
+            the largest sum of the values that are alive at once in an eager call without gradients; `"latency"`
+            is measured on the model's device with the example inputs (see `Latency`). Every target is met from
+            below, as closely as whole units allow. With `scope="local"` all groups lose about the same fraction,
+            with `"global"` units compete by score across groups.
         allocation: how a target is met. `"threshold"` removes what scores least; `"knapsack"` what loses least
             score for the cost it saves.
         exclude: what keeps all its filters: patterns of layers or parameters (`"layer1.*"`, `"fc"`), modules of
@@ -77,13 +74,13 @@ def plan(
     can be reached if a target cannot be met.
     """
     check_graph(graph)
-    request = _read_request(graph, ratio, target, scope, allocation)
+    share, limits, latency = _read_amount(graph, ratio, target, scope, allocation)
     constraints = read_constraints(graph, exclude, include, ratios, min_ratio, max_ratio, round_to)
     _check_limits(ratio, constraints)
     groups = included(graph, constraints)
     scores = rank(graph, groups, importance, scope == "global" or allocation == "knapsack")
     with paused():
-        return _settled(graph, groups, scores, constraints, request)
+        return decide(Request(graph, groups, scores, constraints, scope, allocation, share, limits, latency))
 
 
 # -- arguments ------------------------------------------------------------------------------------------------
@@ -95,40 +92,38 @@ def check_graph(graph: Any) -> None:
         raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
 
 
-@dataclass(frozen=True)
-class Request:
-    """How much is to go, and by which comparison."""
-
-    ratio: float | None
-    limits: Mapping[str, float]
-    scope: str
-    allocation: str
-
-
-def _read_request(graph: ChannelGraph, ratio: Any, target: Any, scope: Any, allocation: Any) -> Request:
+def _read_amount(
+    graph: ChannelGraph, ratio: Any, target: Any, scope: Any, allocation: Any
+) -> tuple[float | None, dict[str, float], Latency | None]:
+    """How much is to go: a ratio, or targets."""
     for name, given, choices in (("scope", scope, SCOPES), ("allocation", allocation, ALLOCATIONS)):
         if given not in choices:
             raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, not {given!r}")
     if target is None:
         if allocation != "threshold":
             raise ArgumentError(f"allocation={allocation!r} spends a budget: give a target, {{'macs': 0.5}}")
-        return Request(DEFAULT_RATIO if ratio is None else check_ratio(ratio), {}, scope, allocation)
+        return DEFAULT_RATIO if ratio is None else check_ratio(ratio), {}, None
     if ratio is not None:
         raise ArgumentError(f"give a ratio or a target, not both; ratio={ratio!r} and target={target!r} were given")
-    return Request(None, read_target(graph, target), scope, allocation)
+    timed = isinstance(target, Mapping) and "latency" in target
+    latency: Any = target["latency"] if timed else None
+    counted = {name: value for name, value in target.items() if name != "latency"} if timed else target
+    limits = {} if timed and not counted else read_target(graph, counted, ("latency",))
+    return None, limits, Latency(latency) if timed and not isinstance(latency, Latency) else latency
 
 
-def read_target(graph: ChannelGraph, target: Any) -> dict[str, float]:
-    """What the model may cost, in absolute numbers."""
+def read_target(graph: ChannelGraph, target: Any, also: tuple[str, ...] = ()) -> dict[str, float]:
+    """What the model may cost, in absolute numbers; `also` are targets that are read elsewhere."""
     original = graph.costs.original()
+    names = ", ".join([*original, *also])
     if not isinstance(target, Mapping):
         raise ArgumentTypeError(f"target must map costs to numbers, {{'macs': 0.5}}; {target!r} was given")
     if not target:
-        raise ArgumentError(f"target names no cost; give some of {', '.join(original)}")
+        raise ArgumentError(f"target names no cost; give some of {names}")
     limits = {}
     for name, value in target.items():
         if name not in original:
-            raise ArgumentError(f"there is no target {name!r}; the targets are {', '.join(original)}")
+            raise ArgumentError(f"there is no target {name!r}; the targets are {names}")
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise ArgumentTypeError(f"the target for {name} must be a number, not {value!r}")
         if not 0 < value < math.inf:
@@ -136,6 +131,8 @@ def read_target(graph: ChannelGraph, target: Any) -> dict[str, float]:
                 f"the target for {name} must be a fraction to keep, in (0, 1], or a larger, absolute number; "
                 f"{value!r} was given"
             )
+        if not original[name]:
+            raise ArgumentError(f"there is nothing to save: {name} of this model is 0")
         if value > max(original[name], 1):
             raise ArgumentError(f"the target for {name} is {value:,}, more than the {original[name]:,} of the model")
         limits[name] = float(value) if value > 1 else float(value) * original[name]
@@ -201,72 +198,3 @@ def _scores(measure: Importance, group: Group) -> Scores:
             f"the importance of {group.name} holds {int((~np.isfinite(scores)).sum())} values that are NaN or infinite"
         )
     return scores
-
-
-def _settled(
-    graph: ChannelGraph, groups: list[Group], scores: list[Scores], constraints: Constraints, request: Request
-) -> PruningPlan:
-    """What is chosen, less what some operation needs; a budget that this breaks is spent anew without that."""
-    locked = np.zeros(int(graph.space.couplings.roots().max()) + 1, bool)
-    attempts = 0
-    while True:
-        chosen = ladders(groups, scores, constraints, locked)
-        units = _choose(graph, chosen, constraints, request)
-        made, gone = settle(graph, units)
-        back = np.setdiff1d(units, gone)
-        if not len(back) or not request.limits or _met(graph, gone, request):
-            return made
-        locked[back] = True
-        attempts += 1
-        for group in groups if attempts > PATIENCE else ():  # one unit after the other is needed: probably all are
-            if np.isin(group.units, back).any():
-                locked[group.units] = True
-
-
-def _met(graph: ChannelGraph, gone: IntArray, request: Request) -> bool:
-    found = graph.costs.count(graph.costs.totals - graph.costs.of(gone), request.limits)
-    return all(float(found[name][0]) <= limit for name, limit in request.limits.items())
-
-
-def _choose(graph: ChannelGraph, chosen: list[Ladder], constraints: Constraints, request: Request) -> IntArray:
-    if request.ratio is not None:
-        choose = local if request.scope == "local" else everywhere
-        return removed(chosen, choose(chosen, request.ratio))
-    budget = Budget(chosen, graph.costs, request.limits, request.scope == "local")
-    outcome = meet(budget, request.allocation)
-    if not outcome.met:
-        raise TargetError(_unreachable(graph, outcome, constraints, request))
-    return removed(chosen, outcome.positions)
-
-
-def _unreachable(graph: ChannelGraph, outcome: Outcome, constraints: Constraints, request: Request) -> str:
-    """What is the least that can be reached, and what is in the way, the largest obstacle first."""
-    short = [(name, used) for name, used in zip(request.limits, outcome.used.tolist(), strict=True) if used > 1]
-    name, used = max(short, key=lambda item: item[1])
-    total, limit = graph.costs.original()[name], request.limits[name]
-    lifted = {
-        "exclude": replace(constraints, exclude=Choice()),
-        "include": replace(constraints, include=None),
-        "ratios": replace(constraints, ratios=()),
-        "max_ratio": replace(constraints, max_ratio=1.0),
-        "round_to": replace(constraints, round_to=1),
-    }
-    least = {key: _least(graph, name, other) for key, other in lifted.items() if other != constraints}
-    lines = [
-        f"without {key} it could be {value / total:.3g}"
-        for key, value in sorted(least.items(), key=lambda item: item[1])
-        if value < used * limit
-    ]
-    lines += [f"kept, {count} x: {why}" for why, count in graph.reasons().items()]
-    return (
-        f"the target for {name} is {limit:,.0f}, {limit / total:.3g} of {total:,}; with everything removed that may "
-        f"go, {used * limit:,.0f} stay, {used * limit / total:.3g}:" + "".join(f"\n  {line}" for line in lines[:12])
-    )
-
-
-def _least(graph: ChannelGraph, name: str, constraints: Constraints) -> float:
-    """The least that a cost can be under other constraints."""
-    groups = [group for group in graph.groups if constraints.allow(group)]
-    gone = [group.units[: constraints.stops(group, len(group))[-1]] for group in groups]
-    units = np.concatenate([np.zeros(0, np.int64), *gone])
-    return float(graph.costs.count(graph.costs.totals - graph.costs.of(units), [name])[name][0])

@@ -30,8 +30,9 @@ FLOORS = """
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
     importance regularize
-    selection
+    latency selection
     budget
+    decision
     planning
     api sensitivity
     commands.looking demo iterate job shrink
