@@ -25,7 +25,6 @@ from .graph import ChannelGraph, Group, Slice
 from .importance.base import Criterion
 from .importance.weights import is_scale
 from .plan import PruningPlan
-from .planning import check_patterns
 
 
 class GroupLasso:
@@ -174,7 +173,10 @@ def _total(values: Iterable[Tensor]) -> Tensor:
 def _groups(graph: ChannelGraph, exclude: str | Iterable[str]) -> list[Group]:
     """The groups that have something to remove and are not excluded."""
     _check_graph(graph)
-    out = {name for pattern in check_patterns(exclude) for name in graph.matching(pattern)}
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentTypeError(f"exclude must be a pattern or several, as strings; {exclude!r} was given")
+    out = {name for pattern in patterns for name in graph.matching(pattern)}
     return [g for g in graph.groups if len(g) > 1 and not any(s.produces and s.name in out for s in g.slices)]
 
 

@@ -32,9 +32,9 @@ FLOORS = """
     importance.normalization importance.processes importance.watcher cost
     importance.base importance.streaming importance.statistics
     importance.weights importance.activations importance.gradients
-    importance
+    importance regularize
     planning
-    surgery mask regularize
+    surgery mask
     verify storage
     report
     api
