@@ -23,10 +23,10 @@ def deep_value(value: Any, memo: dict[int, Any], name: str) -> Any:
         ) from error
 
 
-def deep_copy(model: nn.Module) -> nn.Module:
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """`copy.deepcopy` of a model; raises UnsupportedModelError with the attribute that does not allow it."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except _FAILURES:
         for path, module in model.named_modules():
             for key, value in vars(module).items():

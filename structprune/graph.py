@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,14 +13,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from .analysis import Space
+from .costing import Costs
 from .errors import UnknownNameError, closest
+from .kinds import Kinds
 from .labels import IntArray
-from .readers import contracts, readers
+from .roles import contracts, readers
 from .rules.checks import View
 from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
+
+
+ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +52,25 @@ class Group:
     name: str
     slices: tuple[Slice, ...]
     units: IntArray  # unit numbers of the graph
+    kinds: tuple[str, ...] = ("channel",)  # what the units are to the model, of `structprune.kinds.KINDS`
+    gone: int = 0  # units that earlier steps of an iterative pruning removed
+
+    def due(self, ratio: float) -> int:
+        """How many units are to go so that a fraction of the group, as it first was, is gone, rounded down."""
+        return math.floor(ratio * (len(self) + self.gone) + ALMOST) - self.gone
+
+    @property
+    def kind(self) -> str:
+        """The first of `kinds`, most often the only one: a head that is also a slice of a stream has two."""
+        return self.kinds[0]
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __repr__(self) -> str:
         dims = ", ".join(f"{s.name}[{s.dim}]" for s in self.slices[:4])
-        return f"Group({self.name}: {len(self)} units over {dims}{', ...' if len(self.slices) > 4 else ''})"
+        kinds, more = " and ".join(self.kinds), ", ..." if len(self.slices) > 4 else ""
+        return f"Group({self.name}, {kinds}: {len(self)} units over {dims}{more})"
 
 
 class ChannelGraph:
@@ -68,6 +86,7 @@ class ChannelGraph:
         self.space = space
         self.model = model
         self.fingerprint = fingerprint
+        self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
@@ -127,10 +146,19 @@ class ChannelGraph:
                 tensor, reader = self.space.tensors[name], self._readers.get(name, "")
                 slices[i].append(Slice(name, dim, indices, position[own], produces, tensor, consumes, reader))
         found = []
+        kinds = Kinds(self.space)
         for i in first_seen:
-            lead = next(s for s in slices[i] if s.produces)
-            found.append(Group(lead.name.removesuffix(".weight"), tuple(slices[i]), first_seen[i]))
+            made = [s for s in slices[i] if s.produces]
+            described = kinds.of(first_seen[i], len({s.name for s in made if s.tensor.ndim > 1}))
+            name, units = made[0].name.removesuffix(".weight"), first_seen[i]
+            gone = max(self.widths.get(name, 0) - len(units), 0)
+            found.append(Group(name, tuple(slices[i]), units, described, gone))
         return tuple(found)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """MACs, parameters and memory as functions of the units that are kept."""
+        return Costs(self)
 
     @cached_property
     def fixed(self) -> dict[str, str]:

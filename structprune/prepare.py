@@ -51,7 +51,8 @@ def check_model(model: nn.Module) -> None:
                 owner = f"model.get_submodule({path!r})" if path else "model"
                 call = f"torch.nn.utils.prune.remove({owner}, {hook._tensor_name!r})"
                 raise UnsupportedModelError(
-                    f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}"
+                    f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}, or let "
+                    "structprune.shrink(model, example_inputs) remove what the masks made dead"
                 )
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:

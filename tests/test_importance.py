@@ -735,7 +735,7 @@ def test_a_group_that_no_batch_reaches() -> None:
     model = Net(lambda m, x: m.c(m.a(x).relu()) if len(x) > 1 else m.d(m.b(x).relu()),
                 a=nn.Linear(4, 8), b=nn.Linear(4, 8), c=nn.Linear(8, 2), d=nn.Linear(8, 2))  # fmt: skip
     graph = sp.analyze(model, both)
-    with pytest.raises(sp.ArgumentError, match=r"no batch reaches a weight of Group\(a: 8 units") as caught:
+    with pytest.raises(sp.ArgumentError, match=r"no batch reaches a weight of Group\(a, mlp: 8 units") as caught:
         sp.plan(graph, importance=imp.Wanda(both[:1]))
     assert "exclude" in str(caught.value)
     assert sp.plan(graph, importance=imp.Wanda(both[:1]), exclude="a").kept

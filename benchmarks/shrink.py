@@ -1,0 +1,187 @@
+"""Masked convolutional networks of torchvision, made smaller: exactly, and how much.
+
+    python -m benchmarks.shrink [--only 'resnet*'] [--redo] [--timeout 300]
+
+Each model is built with random weights and statistics. Half of the filters of every convolution, those with
+the smallest L1 norm, are masked by `torch.nn.utils.prune.ln_structured`, and `structprune.shrink` removes what is
+dead. The result is compared with the masked model in float64 on fresh images, at another batch size and at
+another image size, saved, and loaded again. Rows that are in `results/shrink.json` already are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import structprune as sp
+
+from . import zoo
+from .harness import (
+    Row,
+    calibrate,
+    call,
+    commit,
+    isolated,
+    load_rows,
+    randomise,
+    save_rows,
+    stopwatch,
+    table,
+    write_markdown,
+)
+
+AMOUNT = 0.5
+TOLERANCE = 1e-10
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def mask_filters(model: nn.Module) -> int:
+    """Masks half of the filters of every convolution; how many they are."""
+    count = 0
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):
+            prune.ln_structured(module, "weight", amount=AMOUNT, n=1, dim=0)
+            count += int((module.weight_mask.flatten(1).sum(1) == 0).sum())
+    return count
+
+
+def larger(case: zoo.Case, batch: int) -> Tensor:
+    """Images with 32 pixels more along each side."""
+    size: Any = case.inputs.keywords["size"]  # type: ignore[attr-defined]
+    grown = size + 32 if isinstance(size, int) else (size[0], *(n + 32 for n in size[1:]))
+    return zoo.image(batch, grown)
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """The tensors that a model returned."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for item in (value.values() if isinstance(value, Mapping) else value) for t in outputs(item)]
+
+
+def error(small: nn.Module, masked: nn.Module, images: Tensor) -> tuple[float, float]:
+    """max|a - b| / max|b| in float64, and how far apart the outputs of two images are, by the same measure."""
+    with torch.no_grad():
+        found, expected = outputs(call(small, images.double())), outputs(call(masked, images.double()))
+    scales = [float(b.abs().max()) for b in expected]
+    errors = [float((a - b).abs().max()) / s for a, b, s in zip(found, expected, scales, strict=True)]
+    spreads = [float((b[0] - b[-1]).abs().max()) / s for b, s in zip(expected, scales, strict=True)]
+    return max(errors), min(spreads)
+
+
+def measure(case: zoo.Case) -> Iterator[Row]:
+    """One model."""
+    torch.manual_seed(0)
+    yield {"stage": "build"}
+    model = randomise(case.build())
+    sample = case.inputs(2)
+    calibrate(model, lambda: call(model, sample))
+    unmasked = copy.deepcopy(model)
+    yield {"masked_filters": mask_filters(model), "stage": "shrink"}
+    seconds: Row = {}
+    with stopwatch(seconds, "seconds"):
+        result = sp.shrink(model, case.inputs(case.examples), details=True)
+    params, macs = result.report.params, result.report.macs
+    yield {"params": params[0], "params_left": params[1], "macs": macs[0], "macs_left": macs[1], **seconds}
+    yield {"kept": len(result.report.fixed), "kept_filters": _filters(result.report.fixed), "stage": "save"}
+    with tempfile.TemporaryDirectory() as folder:
+        sp.save(result, Path(folder) / "out")
+        again = sp.load(Path(folder) / "out", unmasked)
+    saved, loaded = result.model.state_dict(), again.state_dict()
+    same = saved.keys() == loaded.keys() and all(torch.equal(loaded[name], value) for name, value in saved.items())
+    yield {"loads": same, "stage": "compare"}
+    exact = sp.shrink(model.double(), sample.double(), verify=False)  # what is folded is float64 as well
+    rows = [error(exact, model, images) for images in (case.inputs(3), larger(case, 2))]
+    yield {"max_error": max(e for e, _ in rows), "response": min(r for _, r in rows)}
+
+
+def _filters(kept: Mapping[str, str]) -> int:
+    """`3 of 64 filters: why; 2 of 64 filters: why` is five."""
+    return sum(int(part.partition(" of ")[0]) for text in kept.values() for part in text.split("; ") if " of " in part)
+
+
+def status(row: Row) -> str:
+    """In a word, what came of it."""
+    if "failed_in" in row:
+        return "timeout" if "timeout" in row["error"] else "crashed"
+    if not row["max_error"] <= TOLERANCE or not row["loads"] or row["params_left"] > row["params"]:
+        return "wrong"
+    return "ok" if row["response"] > 1e-6 else "vacuous"
+
+
+HEADER = ("model", "status", ">parameters", ">left", ">", ">MACs left", ">error", ">dead filters", ">kept", ">seconds")
+
+
+def report(rows: Mapping[str, Row]) -> None:
+    """Writes shrink.md."""
+    count = sum(r["status"] == "ok" for r in rows.values())
+    about = __doc__.split("\n\n")[2].strip() if __doc__ else ""
+    columns = (
+        "*dead filters*: those that the masks emptied; *kept*: those of them that stay, because their constant is read "
+        "under zero padding, meets something that varies in a residual sum, or their place in a grouped convolution is "
+        "not dead in every group.\n"
+    )
+    lines = [_line(row) for row in sorted(rows.values(), key=lambda r: r["model"])]
+    write_markdown(
+        "shrink",
+        "Shrinking masked networks",
+        [f"{about}\n", f"{len(rows)} models: {count} ok.\n", columns, table(HEADER, lines)],
+    )
+
+
+def _line(row: Row) -> list[Any]:
+    if "params_left" not in row:
+        return [row["model"], row["status"], *[None] * 7, row.get("error", "")[:200]]
+    left, macs = row["params_left"] / row["params"], row["macs_left"] / row["macs"]
+    counts = f"{row['params']:,}", f"{row['params_left']:,}", f"{left:.0%}", f"{macs:.0%}"
+    return [
+        row["model"],
+        row["status"],
+        *counts,
+        row.get("max_error"),
+        row["masked_filters"],
+        row.get("kept_filters"),
+        row["seconds"],
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", help="patterns of model names")
+    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
+    options = parser.parse_args(arguments)
+    for case in zoo.cases("torchvision-cnn"):
+        rows = load_rows("shrink")
+        if options.only and not any(fnmatch.fnmatch(case.name, pattern) for pattern in options.only):
+            continue
+        if case.key in rows and not options.redo:
+            continue
+        row = isolated(measure, case, timeout=options.timeout)
+        row.update(key=case.key, model=case.name, commit=commit())
+        row["status"] = status(row)
+        rows[case.key] = row
+        save_rows("shrink", rows)
+        report(rows)
+        print(
+            "  ".join(
+                str(row.get(k))[:200]
+                for k in ("model", "status", "params", "params_left", "max_error", "seconds", "error")
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,184 @@
+"""Shrinking: a masked model becomes a smaller one that computes the same."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+import numpy as np
+from torch import nn
+
+from .api import Result, analyze, report_on
+from .collector import paused
+from .constants import Knowns
+from .copying import deep_copy
+from .errors import ArgumentError, ArgumentTypeError, VerificationError
+from .folding import Edits, edits_of
+from .graph import ChannelGraph
+from .liveness import Liveness
+from .mask import zeroed
+from .plan import PruningPlan
+from .prepare import calls_of, unwrap
+from .program import Call, fingerprint
+from .promote import dead_by_zeros, nearly_dead
+from .report import Loss
+from .settlement import settle
+from .surgery import apply
+from .unmask import masks_of, unmask
+from .verify import Verification, agreement, deviation, double, find_device
+from .weights import Weight
+
+
+@overload
+def shrink(
+    model: nn.Module, example_inputs: Any, *, structured: str | None = ..., threshold: float = ..., verify: bool = ...,
+    details: Literal[False] = ...,
+) -> nn.Module: ...  # fmt: skip
+@overload
+def shrink(
+    model: nn.Module, example_inputs: Any, *, structured: str | None = ..., threshold: float = ..., verify: bool = ...,
+    details: Literal[True],
+) -> Result: ...  # fmt: skip
+def shrink(
+    model: nn.Module, example_inputs: Any, *, structured: str | None = None, threshold: float = 0.05,
+    verify: bool = True, details: bool = False,
+) -> nn.Module | Result:  # fmt: skip
+    """The model without its dead channels: a plain, smaller module that computes what the masked model computes.
+
+    >>> for module in model.modules():
+    ...     if isinstance(module, nn.Conv2d):
+    ...         torch.nn.utils.prune.ln_structured(module, "weight", amount=0.5, n=1, dim=0)
+    >>> small = structprune.shrink(model, torch.randn(1, 3, 224, 224))
+
+    Dead is what nobody reads, and what is constant: zeros may come from any mask of `torch.nn.utils.prune`, from
+    masks that were made permanent, or from a regulariser. A constant that is not zero (a bias, the shift of a batch
+    norm, and what activations make of them) is folded into the bias or the batch norm behind what reads it. Under
+    zero padding it is not one number; there one constant channel stays, and stands for the others of its layer.
+    A channel that cannot go is kept, with the reason in `report.fixed`. `model` stays as it is, masks included.
+
+    Equal means equal in eval mode. In train mode batch norms take the statistics of the batch, and a channel that
+    was constant by its running statistics is another constant there.
+
+    Args:
+        example_inputs: see `analyze`.
+        structured: `"promote"` also removes channels that masks left almost nothing of, at a loss that the report
+            states: those whose filters kept less than `threshold` of their L1 mass (of the mean of their layer, where
+            nothing is masked). All that belongs to them is taken to be zero. Fine-tune afterwards.
+        verify: compares both models in float64, on fresh random inputs and at another batch size.
+        details: returns a `Result` with the model, the plan and the report, which `save` takes.
+
+    Raises what `analyze` raises, ArgumentError, and VerificationError if the result differs.
+    """
+    start = time.perf_counter()
+    check_promotion(structured, threshold)
+    model = unwrap(model)
+    calls = calls_of(example_inputs)
+    masked = unmask(model)
+    graph = analyze(masked, example_inputs)
+    lost: dict[str, Loss] = {}
+    change: float | None = None
+    if structured is not None:
+        units, lost = nearly_dead(graph, {m.qualified: m.original for m in masks_of(model)}, threshold)
+        promoted = zeroed(settle(graph, units)[0], masked)
+        change = deviation(promoted, masked, calls)
+        masked, graph = promoted, analyze(promoted, example_inputs)
+    small, plan, check, liveness = _shrunk(graph, calls, verify)
+    if not details:
+        return small
+    report = report_on(graph, plan, check, lambda: kept_although_dead(liveness))
+    params = report.params[0], sum(p.numel() for p in small.parameters())
+    seconds = time.perf_counter() - start
+    return Result(small, plan, replace(report, params=params, lost=lost, deviation=change, seconds=seconds))
+
+
+def check_promotion(structured: Any, threshold: Any) -> None:
+    """What `structured` and `threshold` may be."""
+    if structured not in (None, "promote"):
+        raise ArgumentError(f"structured must be None or 'promote', not {structured!r}")
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise ArgumentTypeError(f"threshold must be a number in [0, 1], not {threshold!r}")
+    if not 0 <= threshold <= 1:
+        raise ArgumentError(
+            f"threshold must be in [0, 1]: the share of its L1 mass a channel must have kept; {threshold!r} was given"
+        )
+
+
+def _shrunk(
+    graph: ChannelGraph, calls: Sequence[Call], verify: bool
+) -> tuple[nn.Module, PruningPlan, Verification | None, Liveness]:
+    """The model of a graph without its dead channels."""
+    masked = graph.model
+    with paused():
+        liveness, plan = find_dead(graph)
+        edits = edits_of(liveness)
+    plan = replace(plan, swaps={**plan.swaps, **{p: ("bias", len(b)) for p, b in edits.biases.items()}})
+    small = _cut(masked, plan, edits)
+    plan = replace(plan, becomes=fingerprint(small))
+    if not verify:
+        return small, plan, None, liveness
+    device = find_device(None)
+    exact = double(masked, device)
+    check = agreement((exact, _cut(exact, plan, edits)), (masked, small), calls, device, modes=("eval",))
+    if not check.ok:
+        raise VerificationError(str(check))
+    return small, plan, check, liveness
+
+
+def _cut(masked: nn.Module, plan: PruningPlan, edits: Edits) -> nn.Module:
+    """The smaller model: constants are folded, then channels removed."""
+    edited = deep_copy(masked)
+    edits.make(edited)
+    small = apply(plan, edited, inplace=True)
+    edits.fill(small)
+    return small
+
+
+def find_dead(graph: ChannelGraph) -> tuple[Liveness, PruningPlan]:
+    """The dead units that can go, and the plan that removes them."""
+    liveness = Liveness(graph, [Knowns(program, graph.space.tensors) for program in graph.space.programs])
+    while True:
+        units = np.flatnonzero(liveness.dead)
+        plan, gone = settle(graph, units)
+        back = np.setdiff1d(units, gone)
+        if not len(back):
+            return liveness, plan
+        liveness.keep(back, "; ".join(plan.notes))
+        liveness.solve()
+
+
+def kept_although_dead(liveness: Liveness) -> dict[str, str]:
+    """Layers with filters that are all zero and yet stay, with how many they are and why."""
+    found: dict[str, str] = {}
+    for weight in liveness.weights:
+        idle = ~(weight.view != 0).flatten(2).any(2).flatten().numpy()
+        units = weight.outputs[idle]
+        reasons = Counter(_reason(liveness, weight, unit) for unit in units[~liveness.dead[units]].tolist())
+        if reasons:
+            parts = [f"{count} of {len(idle)} filters: {why}" for why, count in reasons.most_common()]
+            found[weight.name.removesuffix(".weight") or weight.where] = "; ".join(parts)
+    return found
+
+
+def _reason(liveness: Liveness, weight: Weight, unit: int) -> str:
+    if unit:
+        return liveness.why.get(unit, "it is needed")
+    dim = 0 if weight.readers[0].node.meta["op"] in ("linear", "conv1d", "conv2d", "conv3d") else 1
+    fixed = liveness.graph.fixed.get(f"{weight.name}[{dim}]", "it cannot be removed")
+    return fixed.partition(" indices: ")[2] or fixed
+
+
+def plan_from_masks(model: nn.Module, example_inputs: Any) -> PruningPlan:
+    """The plan that removes every unit of which all parameters are masked, or zero: the inverse of `mask`.
+
+    >>> masked = structprune.mask(plan, model)
+    >>> assert structprune.plan_from_masks(masked, example_inputs) == plan
+
+    `shrink` removes more: whatever zeros made dead, though not everything that belongs to it is zero. Raises what
+    `analyze` raises.
+    """
+    graph = analyze(unmask(unwrap(model)), example_inputs)
+    with paused():
+        return settle(graph, dead_by_zeros(graph))[0]
