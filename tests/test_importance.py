@@ -751,6 +751,14 @@ def test_weights_that_are_not_finite(name: str) -> None:
         sp.plan(sp.analyze(model, images()[0][0]), importance=name)
 
 
+def test_a_class_and_a_name_that_needs_data() -> None:
+    graph = sp.analyze(net(), images()[0][0])
+    with pytest.raises(sp.ArgumentTypeError, match=r"L1\(...\), not the class"):
+        sp.plan(graph, importance=imp.L1)
+    with pytest.raises(sp.ArgumentError, match=r"Taylor\(loss, loader\), not 'taylor'"):
+        sp.plan(graph, importance="taylor")
+
+
 def test_a_normalisation_that_is_none() -> None:
     def own(group: sp.Group) -> np.ndarray:
         return np.ones(len(group))
