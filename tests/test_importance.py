@@ -33,6 +33,25 @@ def prepared(criterion: Any, graph: sp.ChannelGraph) -> Any:
     return criterion
 
 
+def test_what_slices_are() -> None:
+    """Who makes a unit, who reads it (a layer of one output, too), and who stands in between."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.one(m.norm(F.linear(x, m.a)).relu()) + (m.norm(x @ m.b.T) * m.scale).sum(1, keepdim=True)
+
+    model = Net(
+        forward, a=nn.Parameter(torch.randn(6, 4)), b=nn.Parameter(torch.randn(6, 4)), scale=nn.Parameter(torch.ones(6)),
+        norm=nn.BatchNorm1d(6), one=nn.Linear(6, 1),
+    )  # fmt: skip
+    slices = {(p.name, p.dim): p for g in sp.analyze(model, torch.randn(3, 4)).groups for p in g.slices}
+    assert {name for (name, _), part in slices.items() if part.produces} == {"a", "b"}
+    assert {name for (name, _), part in slices.items() if part.consumes} == {"one.weight"}
+    readers = {name: part.reader for (name, _), part in slices.items()}
+    assert readers["a"] == "linear.weight"
+    assert readers["norm.weight"] == "batch_norm.weight"
+    assert readers["scale"].startswith("mul")
+
+
 # -- weights, by hand -----------------------------------------------------------------------------------------
 
 
