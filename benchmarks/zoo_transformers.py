@@ -210,6 +210,34 @@ def _build(kind: str, configuration: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
+class Logits(nn.Module):
+    """A model whose callers read its logits alone: encoder states and attention maps are its own affair."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Tensor:
+        logits: Tensor = self.model(**inputs).logits
+        return logits
+
+
+# Models that return hidden states beside their logits, and so keep the width of these when they are pruned whole.
+STATES = (
+    "T5ForConditionalGeneration", "BartForConditionalGeneration", "MBartForConditionalGeneration", "MarianMTModel",
+    "PegasusForConditionalGeneration", "BlenderbotForConditionalGeneration", "M2M100ForConditionalGeneration",
+    "WhisperForConditionalGeneration",
+)  # fmt: skip
+
+
+def _logits_of(kind: str, configuration: str, options: dict[str, Any]) -> nn.Module:
+    return Logits(_build(kind, configuration, options))
+
+
 def cases() -> list[Case]:
     """Every class with inputs by keyword; traced with two examples, since the first has padding."""
-    return [Case("transformers", row[0], partial(_build, *row[:3]), row[3], examples=2) for row in MODELS]
+    whole = [Case("transformers", row[0], partial(_build, *row[:3]), row[3], examples=2) for row in MODELS]
+    rows = [row for row in MODELS if row[0] in STATES]
+    return whole + [
+        Case("transformers", f"{row[0]} (logits)", partial(_logits_of, *row[:3]), row[3], examples=2) for row in rows
+    ]

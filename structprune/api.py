@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -14,6 +14,7 @@ from . import cost
 from .analysis import Space
 from .collector import paused
 from .constraints import Selector, check_ratio
+from .diagram import draw
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
@@ -168,8 +169,10 @@ def prune(
         check = verify_plan(model, made, example_inputs, small=small)
         if not check.ok:
             raise VerificationError(str(check))
-    fixed = dict(graph.fixed) if inplace else None  # the graph would keep the old weights alive
-    report = report_on(graph, made, check, lambda: graph.fixed if fixed is None else fixed)
+    report = report_on(graph, made, check)
+    if inplace:  # the graph would keep the old weights alive
+        fixed, diagram = report.fixed, report.diagram
+        report = replace(report, find_fixed=lambda: fixed, find_diagram=lambda: diagram)
     if inplace:
         small = apply_plan(made, model, inplace=True)
     elif small is None:
@@ -177,10 +180,8 @@ def prune(
     return Result(small, made, replace(report, seconds=time.perf_counter() - start))
 
 
-def report_on(
-    graph: ChannelGraph, made: PruningPlan, check: Verification | None, find_fixed: Callable[[], dict[str, str]]
-) -> Report:
-    """What a plan does to the model of a graph."""
+def report_on(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
+    """What a plan does to the model of a graph; what is fixed, and the diagram, are looked up when asked for."""
     view = graph.view(removed_units(graph, made))
     widths = {}
     for group in graph.groups:
@@ -192,7 +193,7 @@ def report_on(
                 )
     return Report(
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
-        widths, check, find_fixed, made.notes, 0.0,
+        widths, check, lambda: graph.fixed, made.notes, 0.0, find_diagram=lambda: draw(graph, view),
     )  # fmt: skip
 
 

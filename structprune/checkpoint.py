@@ -86,7 +86,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads a checkpoint into an unpruned model: `.safetensors`, or anything that `torch.load(weights_only=True)`
-    reads, in which a state dict may lie under `state_dict` or `model`, and names may begin with `module.`.
+    reads, in which a state dict may lie under `state_dict` or `model`, and names may begin with `module.`. Masks of
+    `torch.nn.utils.prune` are applied.
 
     Raises FileFormatError that names what is missing, too many, or of another shape; then the model is as it was.
     """
@@ -98,20 +99,28 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         values: Any = _read_safetensors(source)
     else:
         values = _state_dict(_read_torch(source), source)
-    state = model.state_dict(keep_vars=True)
+    values, state = masked(values), model.state_dict(keep_vars=True)
     _check_names(values, state, source)
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)
 
 
+def masked(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which the pairs that `torch.nn.utils.prune` leaves, `_orig` and `_mask`, are multiplied."""
+    stems = {name.removesuffix("_mask") for name in values if name.endswith("_mask")}
+    stems = {stem for stem in stems if f"{stem}_orig" in values}
+    plain = {name: v for name, v in values.items() if name.removesuffix("_mask").removesuffix("_orig") not in stems}
+    return plain | {stem: values[f"{stem}_orig"] * values[f"{stem}_mask"] for stem in sorted(stems)}
+
+
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise FileFormatError(
-            f"{path} is not a file of weights alone (torch.load, weights_only=True): {reason}"
+            f"{path} holds more than weights, or none: torch.load(weights_only=True) refuses it; "
+            "save model.state_dict()"
         ) from error
 
 

@@ -64,8 +64,15 @@ def pointwise(node: Node, *args: Any, **kwargs: Any) -> Tensor:
     return torch.where(hidden, _NAN, out)
 
 
+@rule("dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+def dropout(node: Node, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
+    """Nothing in eval mode; where it is always on, zeros stay zero."""
+    if not training:
+        return input
+    return None if "alpha" in node.meta["op"] else _zeros_of(input)
+
+
 @rule(
-    "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "cpu", "cuda", "data", "to", "type_as",
     "positive",
 )  # fmt: skip

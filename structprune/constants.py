@@ -52,9 +52,15 @@ class Knowns:
     def read(self, source: Node, reader: Node) -> Any:
         """What `reader` finds in `source`: nothing is known of what something else may have written into."""
         known = map_tensors(Tensor.double, self.values[source])
-        if overwritten(source, reader, {}, lambda node: False):
+        if _overwritten(source, reader):
             return map_tensors(lambda t: torch.full_like(t, _NAN), known)
         return known
+
+    def reader(self, node: Node) -> Reader | None:
+        """The node as a reader of channels, if its weight is made of parameters alone."""
+        reader = reader_of(node)
+        known = reader is not None and reader.weight in self.fixed
+        return reader if known and not _overwritten(reader.weight, node) else None  # type: ignore[union-attr]
 
     def channels(self, source: Node, reader: Node, dim: int) -> Tensor:
         """One number for each index of `dim`; NaN where it varies along any other dimension."""
@@ -73,9 +79,7 @@ class Knowns:
             self.fixed.add(node)
             return tensor.detach().cpu()  # in its own dtype: large weights are read by readers alone
         if op in ("input", "constant") or not node.all_input_nodes:
-            return (
-                unknown(rank) if op not in ("zeros", "ones") else torch.full((1,) * rank, float(op == "ones")).double()
-            )
+            return torch.full_like(unknown(rank), _MADE.get(op, _NAN))
         if not node.meta.get("dtype", torch.float32).is_floating_point:
             return unknown(rank)
         if all(n in self.fixed for n in node.all_input_nodes) and op not in RANDOM and op != "item":
@@ -84,12 +88,12 @@ class Knowns:
 
     def _apply(self, node: Node) -> Any:
         op = node.meta["op"]
-        if node not in self.fixed and (reader := reader_of(node)) is not None and reader.weight in self.fixed:
+        if node not in self.fixed and (reader := self.reader(node)) is not None:
             return self._sum(reader)
         args: Any = map_nodes(lambda n: self.read(n, node), node.args)
         kwargs: Any = map_nodes(lambda n: self.read(n, node), node.kwargs)
-        if self.training and op == "batch_norm":
-            args, kwargs = _in_eval_mode(*args, **kwargs)
+        if self.training and op in _MODES:
+            args, kwargs = _in_eval_mode(_MODES[op], *args, **kwargs)
         try:
             if node in self.fixed:
                 return node.target(*_cloned(args), **_cloned(kwargs))  # type: ignore[operator]
@@ -128,13 +132,26 @@ class Knowns:
         return out.reshape([-1 if d == reader.dim else 1 for d in range(len(node.meta["shape"]))])
 
 
+# Values that are made from nothing.
+_MADE = {"zeros": 0.0, "ones": 1.0}
+
+
+def _overwritten(source: Node, reader: Node) -> bool:
+    """Whether something else writes into the memory of `source`, which `reader` reads."""
+    return overwritten(source, reader, {}, lambda node: False)
+
+
 def _cloned(value: Any) -> Any:
     """In-place operations must not write into what is known of other values."""
     return map_tensors(Tensor.clone, value)
 
 
-def _in_eval_mode(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a batch norm that is traced in train mode, as they would be in eval mode."""
-    if len(args) > 5:
-        return (*args[:5], False, *args[6:]), kwargs
+# The position of the argument `training`.
+_MODES = {"batch_norm": 5, **{name: 2 for name in RULES if "dropout" in name}}
+
+
+def _in_eval_mode(position: int, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that an operation which was traced in train mode would have in eval mode."""
+    if len(args) > position:
+        return (*args[:position], False, *args[position + 1 :]), kwargs
     return args, {**kwargs, "training": False}

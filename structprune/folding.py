@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +21,20 @@ class Edits:
     added: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
-    def make(self, model: nn.Module) -> None:
-        """Adds to a model's tensors in place; new biases come after surgery."""
+    @contextmanager
+    def made(self, model: nn.Module) -> Iterator[None]:
+        """Adds to the tensors of a model meanwhile; new biases come after surgery."""
         tensors = registered_tensors(model)
+        before = {name: tensors[name].detach().clone() for name in self.added}
         with torch.no_grad():
             for name, change in self.added.items():
-                tensor = tensors[name]
-                tensor.copy_(tensor.double() + change.to(tensor.device))
+                tensors[name].copy_(tensors[name].double() + change.to(tensors[name].device))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, values in before.items():
+                    tensors[name].copy_(values)
 
     def fill(self, small: nn.Module) -> None:
         """Gives the new biases of the smaller model their values."""

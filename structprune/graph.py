@@ -211,6 +211,18 @@ class ChannelGraph:
 
         return explain(self, name)
 
+    def to_mermaid(self) -> str:
+        """The diagram of the model as a Mermaid flowchart, for a README: layers that shrink together share a colour.
+
+        >>> print(structprune.analyze(model, images).to_mermaid())
+        flowchart TD
+        ...
+        """
+        from .diagram import draw
+        from .mermaid import flowchart
+
+        return flowchart(draw(self))
+
     def matching(self, pattern: str) -> list[str]:
         """The parameters that a pattern names: by their own name, by their layer, or by a part of its path.
 

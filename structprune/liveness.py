@@ -17,15 +17,15 @@ import torch
 from .constants import Knowns
 from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
-from .nodes import Node
+from .nodes import Node, map_nodes
 from .ops import is_pointwise
 from .rules import RULES
 from .rules.reduction import dims_of
 from .rules.site import labels_in
 from .weights import Weight, weights_of
 
-# What a constant plane that stands for others must have of the largest of them: it divides the weights.
-_SHARE = 1e-3
+# What a constant plane that stands for others must have of the largest of them: weights are divided by it.
+_SHARE = 0.1
 _PASSING = ("pointwise", "movement", "shaping", "indexing", "spatial")
 _CHANNELWISE = frozenset({"batch_norm", "instance_norm", "embedding"})
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
@@ -41,6 +41,7 @@ class Liveness:
     weights: list[Weight] = field(init=False)
     dead: BoolArray = field(init=False)
     why: dict[int, str] = field(default_factory=dict)
+    idle: set[int] = field(default_factory=set)  # kept, and yet constant or read by nobody
 
     def __post_init__(self) -> None:
         roots = self.graph.space.couplings.roots()
@@ -51,10 +52,11 @@ class Liveness:
         self._mixed()
         self.solve()
 
-    def keep(self, units: IntArray, why: str) -> None:
-        """These are needed."""
+    def keep(self, units: IntArray, why: str, idle: bool = False) -> None:
+        """These stay."""
         for unit in np.unique(units[self.dead[units]]).tolist():
             self.why[unit] = why
+            self.idle |= {unit} if idle else set()
         self.dead[units] = False
 
     def solve(self) -> None:
@@ -77,7 +79,7 @@ class Liveness:
         self.keep(units[varying.numpy()], f"{weight.where} reads it, and there it varies")
         if not weight.own:
             why = f"{weight.where} reads a constant there, and has no place to put it"
-            self.keep(units[constant.numpy()], why)
+            self.keep(units[constant.numpy()], why, idle=True)
 
     def _represent(self, weight: Weight) -> None:
         """Constant planes are multiples of one another: one that stays can stand for all of a group."""
@@ -90,7 +92,8 @@ class Liveness:
                 chosen = int(sizes.argmax())
                 why = f"{weight.where} has padding, where its constant is not one number"
                 others = int(waiting[group].sum()) - 1
-                self.keep(units[group, [chosen]], f"{why}; it stands for {others} others" if others else why)
+                why += f"; it stands for {others} others" if others else ""
+                self.keep(units[group, [chosen]], why, idle=True)
 
     def _leave_one(self) -> None:
         """No value may be left without channels: one of those that nobody needs stays."""
@@ -100,12 +103,14 @@ class Liveness:
                 for coordinate in labels.coordinates:
                     units = roots[coordinate]
                     if self.dead[units].all():
-                        self.keep(units.reshape(-1)[:1], "every other channel of its layer is dead")
+                        self.keep(units.reshape(-1)[:1], "every other channel of its layer is dead", idle=True)
 
     # -- what mixes channels ----------------------------------------------------------------------------
 
     def _mixed(self) -> None:
         """Zeros alone can be taken out of sums, norms and products."""
+        for weight in self.weights:
+            self.keep(weight.unclear, f"{weight.where} reads it at different places")
         reading = {reader.node for weight in self.weights for reader in weight.readers}
         for program, known in zip(self.graph.space.programs, self.knowns, strict=True):
             for node in program.graph.nodes:
@@ -159,6 +164,10 @@ def _mixing(node: Node) -> Iterator[tuple[Node, Sequence[int]]]:
     elif op == "scaled_dot_product_attention" and len(node.args) > 2:
         yield from ((node.args[0], (-1, -2)), (node.args[1], (-1, -2)), (node.args[2], (-2,)))  # type: ignore[misc]
         yield from ((n, (-1, -2)) for n in sources if n not in node.args[:3])
+    elif family == "recurrent":  # input and state are read through its weights alone
+        read: list[Node] = []
+        map_nodes(read.append, node.args[:2])
+        yield from ((n, range(len(n.meta["shape"]))) for n in sources if n not in read)
     else:
         for source in sources[:1] if op in _NORMS else sources:  # scale and shift meet each channel by itself
             yield source, _dims(node, source, family)

@@ -89,6 +89,26 @@ def group_norm(
     return out if bias is None else out + bias.reshape(shape)
 
 
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    channels: int,
+) -> Tensor:
+    """`F.batch_norm` of standardised weights [1, O, N]: statistics over `channels` entries, of which N are left."""
+    if running_mean is not None or not training or input.ndim != 3 or input.shape[2] == channels:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    out = _standardise(_wide(input), [0, 2], channels, channels - input.shape[2], eps).to(input.dtype)
+    out = out if weight is None else out * weight[:, None]
+    return out if bias is None else out + bias[:, None]
+
+
 def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
     """A subclass of `kind` in whose `forward` the norms of `torch.nn.functional` count `channels` channels."""
     made: type[nn.Module] = _compensated(kind, channels)  # type: ignore[arg-type]
@@ -103,6 +123,7 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
         "layer_norm": layer_norm,
         "rms_norm": rms_norm,
         "group_norm": functools.partial(group_norm, channels=channels),
+        "batch_norm": functools.partial(batch_norm, channels=channels),
     }
     vars(shim).update(replaced)
     forward = kind.forward

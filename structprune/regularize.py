@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constraints import Selector, choose
 from .errors import ArgumentError, ArgumentTypeError, PlanError
 from .graph import ChannelGraph, Group, Slice
 from .importance.base import Criterion
@@ -37,13 +38,18 @@ class GroupLasso:
     Args:
         strength: what the sum is multiplied by.
         slices: the slices that count: `"producers"`, `"consumers"` or `"all"`, as for importances.
-        exclude: patterns of layers whose units are left alone, as for `plan`.
+        exclude: whose units are left alone, as for `plan`.
 
     Raises ArgumentError, ArgumentTypeError, UnknownNameError (an `exclude` pattern matches nothing).
     """
 
     def __init__(
-        self, graph: ChannelGraph, strength: float = 1e-4, *, slices: str = "all", exclude: str | Iterable[str] = ()
+        self,
+        graph: ChannelGraph,
+        strength: float = 1e-4,
+        *,
+        slices: str = "all",
+        exclude: Selector | Iterable[Selector] = (),
     ) -> None:
         self.strength = _nonnegative("strength", strength)
         choice = Criterion(slices)
@@ -73,12 +79,14 @@ class BNScale:
 
     Args:
         strength: what the sum is multiplied by.
-        exclude: patterns of layers whose units are left alone, as for `plan`.
+        exclude: whose units are left alone, as for `plan`.
 
     Raises ArgumentError, also if no group has a norm with a scale, ArgumentTypeError, UnknownNameError.
     """
 
-    def __init__(self, graph: ChannelGraph, strength: float = 1e-4, *, exclude: str | Iterable[str] = ()) -> None:
+    def __init__(
+        self, graph: ChannelGraph, strength: float = 1e-4, *, exclude: Selector | Iterable[Selector] = ()
+    ) -> None:
         self.strength = _nonnegative("strength", strength)
         self._scales = [part for group in _groups(graph, exclude) for part in group.slices if is_scale(part)]
         if not self._scales:
@@ -170,14 +178,11 @@ def _total(values: Iterable[Tensor]) -> Tensor:
     return torch.zeros(()) if total is None else total
 
 
-def _groups(graph: ChannelGraph, exclude: str | Iterable[str]) -> list[Group]:
+def _groups(graph: ChannelGraph, exclude: Selector | Iterable[Selector]) -> list[Group]:
     """The groups that have something to remove and are not excluded."""
     _check_graph(graph)
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ArgumentTypeError(f"exclude must be a pattern or several, as strings; {exclude!r} was given")
-    out = {name for pattern in patterns for name in graph.matching(pattern)}
-    return [g for g in graph.groups if len(g) > 1 and not any(s.produces and s.name in out for s in g.slices)]
+    out = choose(graph, exclude, "exclude")
+    return [group for group in graph.groups if len(group) > 1 and not out.touches(group)]
 
 
 def _check_graph(graph: Any) -> None:

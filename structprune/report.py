@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from .verify import Verification
+from .diagram import Diagram
+from .errors import FileFormatError
+from .html import report_page
+from .storage import write
+from .verify import Comparison, Verification
 
 
 @dataclass(frozen=True)
@@ -34,30 +40,60 @@ class Report:
     seconds: float
     lost: dict[str, Loss] = field(default_factory=dict)  # by layer: what `shrink(..., structured="promote")` gave up
     deviation: float | None = None  # and by how much the outputs changed, max|a - b| / max|b|
+    find_diagram: Callable[[], Diagram] = Diagram
 
     @property
     def fixed(self) -> dict[str, str]:
         """What could not shrink, with the reason; looked up when it is asked for."""
         return self.find_fixed()
 
+    @property
+    def diagram(self) -> Diagram:
+        """The layers, what feeds what, the groups, and what blocks further savings; looked up, too."""
+        return self.find_diagram()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        check = self.verification
         return {
             "params": list(self.params),
             "macs": list(self.macs),
             "widths": {name: list(pair) for name, pair in self.widths.items()},
-            "verification": None if check is None else {
-                "ok": check.ok, "max_abs_error": check.max_abs_error, "max_rel_error": check.max_rel_error,
-                "first_difference": check.first_difference, "deviation": check.deviation,
-                "comparisons": [vars(c) for c in check.comparisons],
-            },
+            "verification": None if self.verification is None else asdict(self.verification),
             "fixed": self.fixed,
             "notes": list(self.notes),
             "seconds": self.seconds,
             "lost": {name: vars(loss) for name, loss in self.lost.items()},
             "deviation": self.deviation,
-        }  # fmt: skip
+            "diagram": self.diagram.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(data: Any) -> Report:
+        """The inverse of `to_dict`, before or after JSON; raises FileFormatError for anything else."""
+        try:
+            check, diagram, fixed = data["verification"], Diagram.from_dict(data["diagram"]), dict(data["fixed"])
+            if check is not None:
+                check = Verification(**{**check, "comparisons": tuple(Comparison(**c) for c in check["comparisons"])})
+            widths = {name: (int(before), int(after)) for name, (before, after) in data["widths"].items()}
+            (params, left), (macs, spent) = data["params"], data["macs"]
+            sizes = ((int(params), int(left)), (int(macs), int(spent)))
+            rest = (tuple(map(str, data["notes"])), float(data["seconds"]))
+            lost = {name: Loss(**loss) for name, loss in data["lost"].items()}
+            deviation = data["deviation"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"this is no report of structprune: {type(error).__name__}: {error}") from error
+        return Report(*sizes, widths, check, lambda: fixed, *rest, lost, deviation, lambda: diagram)
+
+    def to_html(self, path: str | os.PathLike[str], *, title: str = "A pruned model") -> None:
+        """Writes the report as one page that opens from disk, without a network: costs, every layer with its widths
+        beside a drawing of what feeds what, the verification, and what blocks further savings.
+
+        >>> result.report.to_html("report.html", title="resnet18")
+        """
+        text = report_page(title, self.to_dict(), self.diagram)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, lambda at: at.write_text(text, encoding="utf-8"))
 
     def __rich__(self) -> Table:
         table = Table(title="structprune", title_justify="left", caption=self._caption(), caption_justify="left")

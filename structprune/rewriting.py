@@ -74,7 +74,7 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
 
 def rewrites(model: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:
     """Every class in a model that can be rewritten, and what becomes of it."""
-    kinds = {type(module) for module in model.modules()}
+    kinds = {type(module) for module in model.modules()} - {type(m) for m in model.modules() if hasattr(m, NUMBERS)}
     return {kind: made for kind in kinds if (made := rewritten(kind)) is not None}
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from .api import Result, analyze, report_on
 from .collector import paused
 from .constants import Knowns
-from .copying import deep_copy
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .folding import Edits, edits_of
 from .graph import ChannelGraph
@@ -76,22 +75,26 @@ def shrink(
     check_promotion(structured, threshold)
     model = unwrap(model)
     calls = calls_of(example_inputs)
-    masked = unmask(model)
-    graph = analyze(masked, example_inputs)
+    graph = analyze(unmask(model), example_inputs)
     lost: dict[str, Loss] = {}
     change: float | None = None
     if structured is not None:
-        units, lost = nearly_dead(graph, {m.qualified: m.original for m in masks_of(model)}, threshold)
-        promoted = zeroed(settle(graph, units)[0], masked)
-        change = deviation(promoted, masked, calls)
-        masked, graph = promoted, analyze(promoted, example_inputs)
+        promoted, lost = _promoted(graph, model, threshold)
+        change = deviation(promoted, graph.model, calls)
+        graph = analyze(promoted, example_inputs)
     small, plan, check, liveness = _shrunk(graph, calls, verify)
     if not details:
         return small
-    report = report_on(graph, plan, check, lambda: kept_although_dead(liveness))
+    report = replace(report_on(graph, plan, check), find_fixed=lambda: kept_although_dead(liveness))
     params = report.params[0], sum(p.numel() for p in small.parameters())
     seconds = time.perf_counter() - start
     return Result(small, plan, replace(report, params=params, lost=lost, deviation=change, seconds=seconds))
+
+
+def _promoted(graph: ChannelGraph, model: nn.Module, threshold: float) -> tuple[nn.Module, dict[str, Loss]]:
+    """The unmasked model of a graph, with zeros for all that belongs to channels that are nearly dead."""
+    units, lost = nearly_dead(graph, {m.qualified: m.original for m in masks_of(model)}, threshold)
+    return zeroed(settle(graph, units)[0], graph.model), lost
 
 
 def check_promotion(structured: Any, threshold: Any) -> None:
@@ -129,9 +132,8 @@ def _shrunk(
 
 def _cut(masked: nn.Module, plan: PruningPlan, edits: Edits) -> nn.Module:
     """The smaller model: constants are folded, then channels removed."""
-    edited = deep_copy(masked)
-    edits.make(edited)
-    small = apply(plan, edited, inplace=True)
+    with edits.made(masked):
+        small = apply(plan, masked)
     edits.fill(small)
     return small
 
@@ -145,15 +147,16 @@ def find_dead(graph: ChannelGraph) -> tuple[Liveness, PruningPlan]:
         back = np.setdiff1d(units, gone)
         if not len(back):
             return liveness, plan
-        liveness.keep(back, "; ".join(plan.notes))
+        liveness.keep(back, "; ".join(plan.notes), idle=True)
         liveness.solve()
 
 
 def kept_although_dead(liveness: Liveness) -> dict[str, str]:
-    """Layers with filters that are all zero and yet stay, with how many they are and why."""
+    """Layers with filters that are all zero, constant or read by nobody, and yet stay: how many they are, and why."""
     found: dict[str, str] = {}
     for weight in liveness.weights:
         idle = ~(weight.view != 0).flatten(2).any(2).flatten().numpy()
+        idle |= np.isin(weight.outputs, sorted(liveness.idle))
         units = weight.outputs[idle]
         reasons = Counter(_reason(liveness, weight, unit) for unit in units[~liveness.dead[units]].tolist())
         if reasons:

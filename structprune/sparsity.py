@@ -11,7 +11,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules import conv
 
-from .errors import UnsupportedModelError
 from .prepare import unwrap
 from .program import modules_of
 from .report import Report
@@ -139,8 +138,6 @@ def sparsity(model: nn.Module, example_inputs: Any = None) -> Sparsity:
     }
     found = {}
     for name, parameter in plain.named_parameters():
-        if parameter.is_meta:
-            raise UnsupportedModelError(f"{name} is on the meta device and has no values to count")
         found[name] = _count(parameter.detach(), masks.get(name), 1 if name in transposed else 0)
     gain = None
     if example_inputs is not None:

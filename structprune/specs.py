@@ -61,13 +61,17 @@ class Spec:
         return model.eval()
 
     def inputs(self, model: nn.Module) -> Any:
-        """Example inputs as the library says they are: a random picture, clip, text or wave, in a batch of one.
+        """Example inputs as the library says they are: a random picture, clip, text or wave, in a batch of one. A model
+        of your own may have an attribute `example_inputs`, or a method of that name that makes them.
 
         Raises ArgumentError if there is no telling.
         """
-        made = INPUTS[self.source](self, model) if self.source in INPUTS else None
+        made = INPUTS.get(self.source, _own_inputs)(self, model)
         if made is None:
-            raise ArgumentError(f"nothing says what inputs {self.text} takes: pass --input, 1x3x224x224 for example")
+            raise ArgumentError(
+                f"nothing says what inputs {self.text} takes: pass --input, 1x3x224x224 for example, "
+                "or give the model an attribute example_inputs"
+            )
         return made
 
 
@@ -215,6 +219,11 @@ def _transformers_inputs(spec: Spec, model: Any) -> Any:
 def _build_own(spec: Spec) -> Any:
     made = find_object(spec.source, spec.name, spec.text)
     return made if isinstance(made, nn.Module) else made(**spec.options)
+
+
+def _own_inputs(spec: Spec, model: Any) -> Any:
+    made = getattr(model, "example_inputs", None)
+    return made() if callable(made) else made
 
 
 def find_object(module: str, name: str, text: str) -> Any:

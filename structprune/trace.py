@@ -39,7 +39,7 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
 
 # Operations for which it matters whose `forward` calls them.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", *STATISTICS})
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", *STATISTICS})
 
 
 class ValuesNeeded(BaseException):

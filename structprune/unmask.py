@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from .copying import deep_copy
+from .errors import UnsupportedModelError
 from .program import modules_of
 
 
@@ -45,8 +46,13 @@ def unmask(model: nn.Module) -> nn.Module:
     Parameters that are tied, with equal masks or with none, stay tied. The copy has the fingerprint of a model that
     was never masked.
 
-    Raises UnsupportedModelError if the model cannot be copied.
+    Raises UnsupportedModelError if the model cannot be copied, or is on the meta device and has no values.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UnsupportedModelError(
+                f"{name} is on the meta device, where it has no values: none is known to be zero"
+            )
     found = list(masks_of(model))
     computed = {id(value): _placeholder(value) for m in found if (value := vars(m.module).get(m.name)) is not None}
     copied = deep_copy(model, dict(computed))

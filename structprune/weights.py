@@ -16,7 +16,7 @@ from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
 from .nn import width_of_bias
 from .nodes import Graph, Node
-from .readers import Reader, reader_of
+from .readers import Reader
 
 
 class Inputs(NamedTuple):
@@ -41,13 +41,17 @@ class Outlet:
 
 @dataclass(eq=False)
 class Weight:
-    """All calls that read one weight. `inputs` and `outputs` are units, 0 for what is fixed."""
+    """All calls that read one weight. `inputs` and `outputs` are units, 0 for what is fixed.
+
+    `unclear` are units of inputs that do not sit at one place in every call, and cannot be told apart here.
+    """
 
     readers: Sequence[Reader]
     tensor: Tensor
     constants: Tensor  # [groups, inputs of a group]; NaN where it varies, or differs between calls
     inputs: IntArray
     outputs: IntArray
+    unclear: IntArray
     outlet: Outlet
     own: bool  # a parameter that nothing else reads
     _last: tuple[bytes, Inputs] | None = field(default=None, repr=False)
@@ -92,8 +96,8 @@ def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
     found: dict[object, list[tuple[Reader, Knowns]]] = {}
     for program, known in zip(graph.space.programs, knowns, strict=True):
         for node in program.graph.nodes:
-            reader = reader_of(node) if node.op == "call_function" and not node.meta["unread"] else None
-            if reader is not None and reader.weight in known.fixed:
+            reader = known.reader(node) if node.op == "call_function" and not node.meta["unread"] else None
+            if reader is not None:
                 found.setdefault(reader.weight.meta.get("tensor") or reader.weight, []).append((reader, known))
     users = _users(graph)
     return [_weight(graph, calls, users) for calls in found.values()]
@@ -118,27 +122,28 @@ def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: 
     same = torch.stack([row == each[0] for row in each]).all(0)
     name = first.weight.meta.get("tensor", "")
     nodes = {r.node for r in readers}
+    read, unclear = _units(graph, ((r.source, r.source_dim) for r in readers), groups * inputs)
+    written, _ = _units(graph, ((r.node, r.dim) for r in readers), groups * outputs)
     return Weight(
         readers, tensor, torch.where(same, each[0], float("nan")).reshape(groups, inputs),
-        _units(graph, ((r.source, r.source_dim) for r in readers), groups * inputs),
-        _units(graph, ((r.node, r.dim) for r in readers), groups * outputs),
-        _outlet(graph, readers, users),
+        read, written, unclear, _outlet(graph, readers, users),
         own=bool(name) and users[name] <= nodes and all(r.weight not in (r.source, r.bias) for r in readers),
     )  # fmt: skip
 
 
-def _units(graph: ChannelGraph, values: Iterable[tuple[Node, int]], size: int) -> IntArray:
-    """The unit of each index of a dimension; 0 where calls or other dimensions disagree."""
+def _units(graph: ChannelGraph, values: Iterable[tuple[Node, int]], size: int) -> tuple[IntArray, IntArray]:
+    """The unit of each index of a dimension; 0 where calls or other dimensions disagree, and the units that do."""
     roots = graph.space.couplings.roots()
-    found: IntArray | None = None
+    found = []
     for node, dim in values:
         labels = graph.space.values[node]
         coordinate = labels.along(dim) if isinstance(labels, Labels) else None
-        units = np.zeros((size, 1), np.int64) if coordinate is None else np.moveaxis(roots[coordinate], dim, 0)
-        rows = units.reshape(size, -1)
-        vector = np.where((rows == rows[:, :1]).all(1), rows[:, 0], 0)
-        found = vector if found is None else np.where(found == vector, vector, 0)
-    return np.zeros(size, np.int64) if found is None else found
+        found.append(np.zeros((size, 1), np.int64))
+        if coordinate is not None:
+            found[-1] = np.moveaxis(roots[coordinate], dim, 0).reshape(size, -1)
+    rows = np.concatenate(found, axis=1)
+    same = (rows == rows[:, :1]).all(1)
+    return np.where(same, rows[:, 0], 0), np.unique(rows[~same])
 
 
 def _outlet(graph: ChannelGraph, readers: Sequence[Reader], users: Mapping[str, set[Node]]) -> Outlet:

@@ -17,15 +17,15 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector errors frames labels nn nodes ops sizes source version
+    bookkeeping collector commands errors frames labels nn nodes ops page sizes source version
     checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
-    cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
-    costing plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
-    constant_rules fitting rules.indexing rules.recurrent rules.shaping rules.written stock
-    constants mask rules surgery
+    commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
+    costing diagram plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules fitting mermaid rules.indexing rules.recurrent rules.shaping rules.written stock
+    constants html mask rules surgery
     analysis inflate optimizers roles storage verify
-    explanation kinds progress report
-    graph
+    commands.common explanation export kinds progress report
+    commands.files graph
     constraints importance.normalization promote settlement weights
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
@@ -34,9 +34,11 @@ FLOORS = """
     budget
     planning
     api sensitivity
-    demo iterate shrink
-    callbacks cli sparsity
-    __main__ structprune
+    commands.looking demo iterate job shrink
+    callbacks commands.pruning sparsity tables zoo
+    commands.zoo structprune
+    cli
+    __main__
 """
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.split("\n")) for name in names.split()}
 

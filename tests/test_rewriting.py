@@ -265,6 +265,13 @@ def test_what_cannot_be_rewritten_is_kept(kind: type[nn.Module]) -> None:
     assert_kept(model, inputs, "0.a.weight[0]", "written in the code")
 
 
+def test_an_attribute_of_that_name_is_left_alone() -> None:
+    model = model_of(Flattened)
+    model[0].code_sizes = (1, 2)
+    assert "written in the code" in sp.analyze(model, IMAGES, rigid="rewrite").fixed["0.a.weight[0]"]
+    assert model[0].code_sizes == (1, 2)
+
+
 # -- plans ----------------------------------------------------------------------------------------------------
 
 

@@ -312,6 +312,34 @@ def test_layer_norms_by_hand_over_channels(kind: type[Written]) -> None:
     assert exact(model, IMAGES)[0].out_channels == 12
 
 
+class Standardised(nn.Conv2d):
+    """Filters with weight standardisation, as in ResNets without batch norms."""
+
+    def __init__(self, *sizes: int, gain: bool = True) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1)) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = None if self.gain is None else (self.gain * 0.7).view(-1)
+        weight = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(weight, None, None, weight=gain, training=True, momentum=0.0, eps=1e-2)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_standardised_filters(kernel: int, gain: bool) -> None:
+    layers = [Standardised(*sizes, gain=gain) for sizes in ((3, 8, kernel), (8, 12, kernel), (12, 4, 1))]
+    small = exact(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.Hardtanh(), layers[2]), IMAGES)
+    assert [small[i].weight.shape[:2] for i in (0, 2, 4)] == [(4, 3), (6, 4), (4, 6)]
+
+
+def test_standardised_filters_of_what_is_not_zero() -> None:
+    """Zero weights become -mean, which the masked inputs would have to cancel."""
+    layers = Standardised(3, 8, 3), nn.Sigmoid(), Standardised(8, 4, 3)
+    assert_kept(randomise(nn.Sequential(*layers).double()), IMAGES, "0.weight[0]", "may not be zero")
+
+
 class Other(Written):
     """Means over channels that are no norm's, or that source and trace see differently."""
 

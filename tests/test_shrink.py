@@ -648,6 +648,112 @@ def test_in_place_writes_into_shared_memory_hide_a_constant() -> None:
     assert_shrinks(model, rows(), to=parameters(model), grow=(0,))
 
 
+def test_in_place_activations_of_views_hide_a_constant() -> None:
+    """`F.hardsigmoid(view, inplace=True)` writes as `add_` does."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            F.hardsigmoid(y.view(-1, 2, 4), inplace=True)
+            return self.last(y)
+
+    model = randomise(Net().double()).eval()
+    zero(model.first.weight, [0, 1, 2])
+    assert_shrinks(model, rows(), to=parameters(model), grow=(0,))
+
+
+def test_a_weight_that_is_overwritten_during_the_forward() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.first.weight.view(-1).fill_(0.1)
+            return self.last(self.first(x).relu())
+
+    model = randomise(Net().double()).eval()
+    zero(model.first.weight, [0, 1, 2])
+    small: Any = sp.shrink(model, rows())
+    assert small.first.out_features == 8
+
+
+def test_dropout_that_is_always_on_leaves_zeros_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.dropout(self.first(x), 0.5))
+
+    model = randomise(Net().double()).eval()
+    zero(model.first.weight, [0, 1, 2])
+    zero(model.first.bias, [2])
+    small: Any = sp.shrink(model, rows())
+    assert small.first.out_features == 7
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind: Any) -> None:
+    """A hidden unit goes when all of its rows and columns are zero."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = kind(6, 8, batch_first=True), kind(8, 4, 2, batch_first=True)
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.second(self.first(x)[0])[0])
+
+    model = randomise(Net().double()).eval()
+    plan = sp.plan(sp.analyze(model, tokens(6)), ratio=0.5)
+    masked = sp.mask(plan, model)
+    small: Any = sp.shrink(masked, tokens(6))  # no snapshot: PyTorch renews weak references when it copies an RNN
+    assert_same(small, masked, tokens(6), grow=(0,))
+    assert parameters(small) == parameters(sp.apply(plan, model))
+    assert small.first.hidden_size == 4
+
+
+def test_shrinking_again_changes_nothing() -> None:
+    model = made(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 3, padding=1), nn.Sigmoid(), nn.Conv2d(4, 2, 3))
+    zero(model[0].weight, [1, 2, 5, 7])
+    zero(model[2].weight, [1, 2])
+    small = assert_shrinks(model, images()).model
+    assert_shrinks(small, images(), to=parameters(small))
+
+
+def test_several_example_inputs() -> None:
+    """What one call reads stays for all."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+            return (self.a if flag else self.b)(self.first(x).relu())
+
+    model = randomise(Net().double()).eval()
+    zero(model.a.weight, [0, 1, 2, 3], dim=1)
+    zero(model.b.weight, [0, 1, 6, 7], dim=1)
+    small: Any = sp.shrink(model, [(rows(),), (rows(), True)])
+    assert small.first.out_features == small.a.in_features == 6
+    for flag in (False, True):
+        assert_same(small, model, {"x": rows(), "flag": flag}, grow=())
+
+
+def test_a_model_without_values() -> None:
+    with pytest.raises(sp.UnsupportedModelError, match="weight is on the meta device"):
+        sp.shrink(nn.Sequential(nn.Linear(3, 3, device="meta")), torch.randn(1, 3))
+
+
 def test_float32_and_train_mode() -> None:
     """A verification in float64 does not depend on the model's dtype; modes are kept."""
     model = plain(torch.sigmoid).float().train()
@@ -713,3 +819,119 @@ def test_the_order_of_registration_does_not_matter_to_a_fingerprint() -> None:
     assert fingerprint(model) == before
     model.bn1.weight = model.bn1.bias
     assert fingerprint(model) != before
+
+
+# -- plans from masks, and masks from plans -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [plain, residual, lambda: randomise(Normed().double()).eval()])
+@pytest.mark.parametrize("removed", [False, True])
+def test_plans_and_masks_are_inverse(make: Callable[[], Any], removed: bool) -> None:
+    model = make()
+    inputs = rows() if isinstance(model, Normed) else images()
+    plan = sp.plan(sp.analyze(model, inputs), ratio=0.5)
+    masked = sp.mask(plan, model)
+    if removed:
+        for module in masked.modules():
+            for hook in list(module._forward_pre_hooks.values()):
+                if isinstance(hook, prune.BasePruningMethod):
+                    prune.remove(module, hook._tensor_name)
+    assert sp.plan_from_masks(masked, inputs).to_json() == plan.to_json()
+    assert_same(sp.shrink(masked, inputs), sp.apply(plan, model), inputs, grow=(0,))
+
+
+def test_a_plan_from_masks_takes_what_is_masked_as_a_whole() -> None:
+    """A filter alone is not all of a channel: `shrink` removes it, the plan from masks does not."""
+    model = plain()
+    prune.ln_structured(model.conv1, "weight", amount=4, n=1, dim=0)
+    assert not sp.plan_from_masks(model, images())
+    assert sp.shrink(model, images()).conv1.out_channels == 4  # type: ignore[union-attr]
+
+
+# -- promotion ------------------------------------------------------------------------------------------------
+
+
+def test_promotion_removes_what_masks_left_little_of() -> None:
+    model = plain(bias=True)
+    mask = torch.ones_like(model.conv1.weight)
+    mask[:4] = 0
+    mask[:4, 0, 0, 0] = 1  # one element of 27 is left
+    prune.custom_from_mask(model.conv1, "weight", mask)
+    assert parameters(sp.shrink(model, images())) == parameters(model)
+    kept, original = (w.detach().abs().flatten(1).sum(1) for w in (model.conv1.weight, model.conv1.weight_orig))
+    share = float((kept / original)[:4].max()) + 1e-9
+    result = sp.shrink(model, images(), structured="promote", threshold=share, details=True)
+    small: Any = result.model
+    assert (small.conv1.out_channels, small.conv2.out_channels) == (4, 6)
+    loss = result.report.lost["conv1"]
+    assert (loss.channels, loss.of) == (4, 8)
+    assert loss.mass == pytest.approx(float(kept[:4].sum() / kept.sum()))
+    assert_same(small, sp.mask(result.plan, unmasked(model)), images())  # all that belongs to them is taken to be zero
+    assert result.report.deviation is not None
+    assert result.report.deviation > 0
+    assert "4 channels whose masks had left little" in str(result.report)
+    assert result.report.to_dict()["lost"] == {"conv1": {"channels": 4, "of": 8, "mass": loss.mass}}
+
+
+def unmasked(model: Any) -> Any:
+    """The same model with its masks made permanent, by PyTorch."""
+    copied = plain(bias=True)
+    copied.conv1.weight.data.copy_(model.conv1.weight_orig * model.conv1.weight_mask)
+    return copied
+
+
+def test_promotion_without_masks_compares_with_the_mean() -> None:
+    model = plain()
+    with torch.no_grad():
+        model.conv1.weight[[2, 5]] *= 1e-3
+    result = sp.shrink(model, images(), structured="promote", details=True)
+    assert result.model.conv1.out_channels == 6  # type: ignore[union-attr]
+    assert result.report.lost["conv1"].channels == 2
+
+
+def test_promotion_leaves_one_channel() -> None:
+    model = plain()
+    prune.l1_unstructured(model.conv1, "weight", amount=0.99)
+    small: Any = sp.shrink(model, images(), structured="promote", threshold=1.0)
+    assert small.conv1.out_channels == 1
+
+
+def test_promotion_of_nothing() -> None:
+    model = plain()
+    result = sp.shrink(model, images(), structured="promote", details=True)
+    assert (result.report.lost, result.report.deviation) == ({}, 0.0)
+    assert parameters(result.model) == parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"structured": "channels"}, sp.ArgumentError, "None or 'promote', not 'channels'"),
+        ({"structured": "promote", "threshold": float("nan")}, sp.ArgumentError, "in \\[0, 1\\]"),
+        ({"structured": "promote", "threshold": 1.5}, sp.ArgumentError, "1.5 was given"),
+        ({"structured": "promote", "threshold": "high"}, sp.ArgumentTypeError, "a number"),
+        ({"structured": "promote", "threshold": True}, sp.ArgumentTypeError, "a number"),
+    ],
+)
+def test_what_can_be_got_wrong(settings: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        sp.shrink(plain(), images(), **settings)
+
+
+# -- real networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "densenet121"]
+)
+def test_torchvision(name: str) -> None:
+    models = pytest.importorskip("torchvision").models
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model = randomise(models.get_model(name, weights=None, num_classes=10, **options).double()).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.ln_structured(module, "weight", amount=0.5, n=1, dim=0)
+    inputs = images(3, 64)[:1]
+    small = sp.shrink(model, inputs, verify=False)
+    assert parameters(small) < 0.6 * parameters(model)
+    assert_same(small, model, inputs, grow=(3,))

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from helpers import Snapshot, assert_bookkeeping, call, fresh, randomise, tensors
-from hypothesis import given, note, seed
+from hypothesis import given, note, seed, settings
 from hypothesis import strategies as st
-from test_random import SEED, Architecture, Model, architectures, hunted
+from test_random import EXAMPLES, SEED, Architecture, Model, architectures, hunted
 from torch import Tensor, nn
 
 import structprune as sp
+
+some = settings(hunted, max_examples=max(EXAMPLES // 3, 1))
 
 Drawn = tuple[Architecture, list[int], bool]
 
@@ -37,7 +39,7 @@ def scatter_zeros(model: nn.Module, number: int, biases: bool) -> None:
                 parameter.index_fill_(dim, gone.nonzero()[:, 0], 0)
 
 
-@hunted
+@some
 @given(architectures(), st.integers(0, 1000), st.booleans())
 def test_random_zeros(drawn: Drawn, number: int, biases: bool) -> None:
     model, x = built(drawn)
@@ -54,7 +56,7 @@ def test_random_zeros(drawn: Drawn, number: int, biases: bool) -> None:
             assert float((found - expected).abs().max()) <= 1e-10 * float(expected.abs().max())
 
 
-@hunted
+@some
 @given(architectures(), st.sampled_from([0.5, 0.25]))
 def test_masks_and_plans_are_inverse(drawn: Drawn, ratio: float) -> None:
     model, x = built(drawn)

@@ -26,6 +26,12 @@ class WrittenRms(nn.Module):
         return self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+class WrittenLayerNorm(WrittenRms):
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(-1, keepdim=True)
+        return self.scale * (x - u) / ((x - u).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+
 class Sandwich(nn.Module):
     """A layer, a norm, a layer."""
 
@@ -54,6 +60,7 @@ NORMS = {
     "layer norm without affine": (lambda: nn.LayerNorm(24, elementwise_affine=False), ROWS),
     "rms norm": (lambda: nn.RMSNorm(24, eps=1e-5), ROWS),
     "written rms": (lambda: WrittenRms(24), ROWS),
+    "written layer norm": (lambda: WrittenLayerNorm(24), ROWS),
     "group norm": (lambda: nn.GroupNorm(2, 24), IMAGES),
     "group norm with one group": (lambda: nn.GroupNorm(1, 24), IMAGES),
 }

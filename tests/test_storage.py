@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Snapshot
+from helpers import Snapshot, randomise
 from torch import Tensor, nn
 
 import structprune as sp
+from structprune.specs import parse
 
 
 class Net(nn.Module):
@@ -294,6 +295,51 @@ def test_every_truncation_of_the_file(file: Path) -> None:
         file.write_bytes(content[:length])
         with pytest.raises(sp.FileFormatError, match=r"small\.safetensors"):
             sp.load(file, Net)
+
+
+FRESH = """
+import sys, warnings; warnings.simplefilter("ignore")
+import torch, safetensors.torch
+import structprune as sp, structprune.api
+structprune.api.trace = None
+for path in sys.argv[1:]:
+    model = sp.load(path)
+    known = safetensors.torch.load_file(path + ".outputs")
+    with torch.no_grad():
+        found = model.eval()(**{k[6:]: v for k, v in known.items() if k.startswith("input.")}) \
+            if "positional" not in known else model.eval()(known["positional"])
+    found = found if isinstance(found, torch.Tensor) else found[0]
+    assert torch.equal(found, known["output"]), path
+print(*sys.modules)
+"""
+
+
+def load_in_a_fresh_process(specs: list[str], folder: Path) -> set[str]:
+    """Prunes and saves models of libraries; another process must load them by what the files say, and compute the
+    same bits. Returns the modules that it imported."""
+    paths = []
+    for i, text in enumerate(specs):
+        torch.manual_seed(0)
+        spec = parse(text)
+        model = randomise(spec.build()).eval()
+        inputs = spec.inputs(model)
+        result = sp.prune(model, inputs, verify=False)
+        paths.append(str(folder / f"{i}.safetensors"))
+        sp.save(result, paths[-1], record={"model": text})
+        with torch.no_grad():
+            out = result.model(**inputs)[0] if isinstance(inputs, dict) else result.model(inputs)
+        known = {f"input.{k}": v for k, v in inputs.items()} if isinstance(inputs, dict) else {"positional": inputs}
+        safetensors.torch.save_file({**known, "output": out.contiguous()}, paths[-1] + ".outputs")
+    run = subprocess.run([sys.executable, "-c", FRESH, *paths], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def test_a_fresh_process_loads_what_was_saved(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    loaded = load_in_a_fresh_process(["torchvision:shufflenet_v2_x0_5"], tmp_path)
+    assert "torchvision" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & {"torch_pruning", "sklearn", "timm", "transformers"}
 
 
 def test_loading_needs_no_tracer() -> None:

@@ -49,10 +49,23 @@ class Fold:
 def channel_norm(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Dimension 1 has up to four vectors; statistics run over the others."""
     vectors = [v for v in (*args[:4], *kwargs.values()) if isinstance(v, Labels)]
-    input = site.hold(input, (d for d in range(input.ndim) if d != 1), f"statistics of {site.name} run over it")
+    if not _standardises(site, input, args, kwargs):
+        input = site.hold(input, (d for d in range(input.ndim) if d != 1), f"statistics of {site.name} run over it")
     for vector in vectors:
         site.join(input, 1, vector, 0)
     return Labels(site.shape, input.coordinates)
+
+
+def _standardises(site: Site, input: Labels, args: Any, kwargs: Any) -> bool:
+    """Whether these are filters, [1, O, I * k], standardised one by one, whose entries a subclass can count."""
+    entries = input.along(2) if site.name == "batch_norm" and input.ndim == 3 and input.shape[0] == 1 else None
+    statistics = [*args[:2], kwargs.get("running_mean"), kwargs.get("running_var")]
+    if entries is None or len(varying(entries)) > 1 or any(s is not None for s in statistics):
+        return False
+    if not (site.zero(input) and site.stands_in(site.name)) or site.stock:
+        return False
+    site.norms.append(Swap(site.path, "norm", entries.size, entries.reshape(-1)))
+    return True
 
 
 def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | None]) -> tuple[Labels, IntArray | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels import IntArray, Labels, compress
+from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
@@ -117,6 +117,21 @@ def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
     return [d for d, n in enumerate(sizes) if type(n) is int and n != -1]
 
 
+def _one_of_each(site: Site, input: Labels) -> Labels:
+    """Where several labelled dimensions become one, the first stays free: coupled crosswise, none would."""
+    coordinates = list(input.coordinates)
+    for left, _ in regroup(input.shape, site.shape):
+        met = [c for d in left for c in coordinates if varying(c) == (d,)]
+        for inner in met[1:]:
+            site.fix(inner, "it is joined with another dimension")
+            coordinates = [c for c in coordinates if c is not inner]
+    if len(coordinates) == len(input.coordinates):
+        return input
+    result = Labels(input.shape, tuple(coordinates))
+    site.alias(input, result)
+    return result
+
+
 def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -> Labels:
     """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on."""
     if not input.coordinates:
@@ -124,6 +139,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -
     if 0 in input.shape:  # dimensions cannot be told apart by their sizes
         site.freeze(EMPTY, input)
         return Labels(site.shape)
+    input = _one_of_each(site, input)
     coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
     literal = [d + offset for d in literal_dims(site, sizes)]
     if literal:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..labels import Labels
+from ..labels import Labels, varying
 from ..nodes import Node
 from ..ops import is_pointwise
 
@@ -87,7 +87,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in _PRODUCERS:
         return _made_by_weight(node, values, zero)
     if op in _NORM_WEIGHTS:
-        return _normed(node, zero)
+        spread = any(varying(c) != (1,) for c in values[node].coordinates)  # over what goes, 0 becomes -mean
+        return not (spread and op == "batch_norm") and _normed(node, zero)
     if op in ("matmul", "bmm", "mm"):
         return _product(inputs, values, zero)
     if op in ("addmm", "baddbmm"):
@@ -134,7 +135,15 @@ def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) ->
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
     carried = [c for c in values[source].coordinates if all(n == 1 for n in c.shape[c.ndim - rank :])]
-    return (zero(weight) or not _labelled(weight, values)) and (not carried or (zero(source) and bias is None))
+    filters = zero(weight) or _standardised(weight, values, zero) or not _labelled(weight, values)
+    return filters and (not carried or (zero(source) and bias is None))
+
+
+def _standardised(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """Whether these are filters, standardised one by one: those that go stay zero, whatever happens to their inputs."""
+    while node.meta["op"] in ("reshape_as", "view_as", "reshape", "view"):
+        node = node.all_input_nodes[0]
+    return node.meta["op"] == "batch_norm" and node.meta["shape"][0] == 1 and _normed(node, zero)
 
 
 def _normed(node: Node, zero: Callable[[Node], bool]) -> bool:
@@ -182,7 +191,12 @@ def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -
 
 def _shares(node: Node) -> bool:
     """Whether a node's result may be its first operand's memory."""
-    return bool(node.meta.get("inplace")) or node.meta["op"] in _VIEWS
+    return _writes(node) or node.meta["op"] in _VIEWS
+
+
+def _writes(node: Node) -> bool:
+    """Whether an operation writes into its first operand: `relu_(x)`, `relu(x, inplace=True)`."""
+    return bool(node.meta.get("inplace") or node.kwargs.get("inplace"))
 
 
 def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
@@ -200,7 +214,7 @@ def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node
             if _shares(user) and user not in family and user.all_input_nodes[0] in family:
                 family.add(user)
                 queue.append(user)
-    writers = [n for n in family if n.meta.get("inplace") and n not in chain and n is not reader]
+    writers = [n for n in family if _writes(n) and n not in chain and n is not reader]
     return any(not zero(writer) for writer in writers)
 
 
