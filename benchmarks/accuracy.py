@@ -295,8 +295,8 @@ HEADER = ("importance", *(f">{level:.0%} of MACs" for level in SHOWN), f">{TUNED
 
 def mean(values: list[float]) -> str:
     """In percent, with the standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def line(method: str, rows: list[Row]) -> list[Any]:
@@ -316,7 +316,10 @@ def report(rows: dict[str, Row]) -> None:
             base = mean([row["accuracy"] for row in dense])
             by_method = {method: [row for row in own if row["method"] == method] for method in methods()}
             lines = [line(method, found) for method, found in by_method.items() if found]
-            parts.append(f"## {name}: {dense[0]['macs'] / 1e6:.2f} M MACs, {base} % correct\n\n" + table(HEADER, lines))
+            parts.append(
+                f"## {name}: {dense[0]['macs'] / 1e6:.2f} M MACs, {base} % correct, seeds: {len(dense)}\n\n"
+                + table(HEADER, lines)
+            )
     parts.append(f"![accuracy against MACs]({NAME}.png)\n")
     write_markdown(NAME, "Accuracy at equal MACs", parts)
     plot(rows)

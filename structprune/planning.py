@@ -162,9 +162,12 @@ def find_importance(importance: Any) -> Importance:
     if isinstance(importance, str):
         if importance not in NAMED:
             raise ArgumentError(
-                f"importance must be one of {', '.join(map(repr, NAMED))} or a function, not {importance!r}"
+                f"importance must be one of {', '.join(map(repr, NAMED))} or a function of a group, such as "
+                f"structprune.importance.Taylor(loss, loader), not {importance!r}"
             )
         return NAMED[importance]()
+    if isinstance(importance, type):
+        raise ArgumentTypeError(f"importance must be an instance, {importance.__name__}(...), not the class")
     if not callable(importance):
         raise ArgumentTypeError(f"importance must be a name or a function of a group, not {importance!r}")
     return importance

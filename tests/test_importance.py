@@ -33,6 +33,25 @@ def prepared(criterion: Any, graph: sp.ChannelGraph) -> Any:
     return criterion
 
 
+def test_what_slices_are() -> None:
+    """Who makes a unit, who reads it (a layer of one output, too), and who stands in between."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.one(m.norm(F.linear(x, m.a)).relu()) + (m.norm(x @ m.b.T) * m.scale).sum(1, keepdim=True)
+
+    model = Net(
+        forward, a=nn.Parameter(torch.randn(6, 4)), b=nn.Parameter(torch.randn(6, 4)), scale=nn.Parameter(torch.ones(6)),
+        norm=nn.BatchNorm1d(6), one=nn.Linear(6, 1),
+    )  # fmt: skip
+    slices = {(p.name, p.dim): p for g in sp.analyze(model, torch.randn(3, 4)).groups for p in g.slices}
+    assert {name for (name, _), part in slices.items() if part.produces} == {"a", "b"}
+    assert {name for (name, _), part in slices.items() if part.consumes} == {"one.weight"}
+    readers = {name: part.reader for (name, _), part in slices.items()}
+    assert readers["a"] == "linear.weight"
+    assert readers["norm.weight"] == "batch_norm.weight"
+    assert readers["scale"].startswith("mul")
+
+
 # -- weights, by hand -----------------------------------------------------------------------------------------
 
 
@@ -176,6 +195,7 @@ SPELLINGS: dict[str, Spelling] = {
     "convolution": lambda m, x: F.conv1d(x.mT, m.a[..., None]).mT,
     "transposed convolution": lambda m, x: F.conv_transpose1d(x.mT, m.a.T[..., None]).mT,
     "scaled weight": lambda m, x: F.linear(x, (m.a * 0.5) / 0.5),
+    "row by row": lambda m, x: torch.stack([F.linear(x, row) for row in m.a], -1),
     "two calls": lambda m, x: torch.cat([F.linear(x[:3], m.a), F.linear(x[3:], m.a)]),
 }
 READERS: dict[str, Spelling] = {
@@ -228,6 +248,8 @@ def test_activations_however_the_layer_is_spelled(spelling: str, reader: str) ->
     for criterion, expected in zip(data_criteria(batches((3, 1, 3))), reference(model), strict=True):
         if spelling == "addmm" and isinstance(criterion, imp.ActivationNorm):
             continue  # samples and positions are one dimension: it cannot tell them apart
+        if spelling == "row by row" and not isinstance(criterion, imp.Wanda):
+            continue  # nothing is made that has channels, and what is read counts once for each row
         np.testing.assert_allclose(prepared(criterion, graph)(group), expected, rtol=1e-10, err_msg=repr(criterion))
 
 
@@ -746,6 +768,14 @@ def test_weights_that_are_not_finite(name: str) -> None:
             module.weight.data.view(-1)[0] = np.nan
     with pytest.raises(sp.NonFiniteError, match="weight holds 1 values"):
         sp.plan(sp.analyze(model, images()[0][0]), importance=name)
+
+
+def test_a_class_and_a_name_that_needs_data() -> None:
+    graph = sp.analyze(net(), images()[0][0])
+    with pytest.raises(sp.ArgumentTypeError, match=r"L1\(...\), not the class"):
+        sp.plan(graph, importance=imp.L1)
+    with pytest.raises(sp.ArgumentError, match=r"Taylor\(loss, loader\), not 'taylor'"):
+        sp.plan(graph, importance="taylor")
 
 
 def test_a_normalisation_that_is_none() -> None:

@@ -32,9 +32,10 @@ Given = Mapping[str, Any]
 
 
 def _linear(given: Given, out: Any) -> Iterator[Contact]:
-    """[..., I] x [O, I] -> [..., O]"""
-    yield Contact(given["weight"], 1, given["input"], -1, "read")
-    yield Contact(given["weight"], 0, out, -1, "made")
+    """[..., I] x [O, I] -> [..., O], or [..., I] x [I] -> [...]"""
+    yield Contact(given["weight"], -1, given["input"], -1, "read")
+    if given["weight"].ndim > 1:
+        yield Contact(given["weight"], 0, out, -1, "made")
 
 
 def _convolution(given: Given, out: Any) -> Iterator[Contact]:
@@ -128,7 +129,6 @@ def contacts(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: A
 
 
 # -- whose weight it is -----------------------------------------------------------------------------------------
-
 
 Block = dict[int, tuple[int, int]]  # dimensions of a tensor -> those of a weight, and the index where they start
 
