@@ -25,7 +25,17 @@ import torch
 from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "numpy", "scipy", "networkx")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "torch-pruning",
+    "scikit-learn",
+    "numpy",
+    "scipy",
+    "networkx",
+)
 Row = dict[str, Any]
 
 # -- where and with what ---------------------------------------------------------------------------------

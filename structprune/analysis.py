@@ -8,15 +8,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import mirrored, mirrors
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
+from .nodes import Node, map_nodes
 from .program import Program
+from .rewriting import held
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
 from .rules.normalization import Fold, Swap
@@ -33,7 +35,7 @@ class GuardCheck:
 
     guard: Guard
     labels: list[IntArray]
-    node: fx.Node | None = None
+    node: Node | None = None
 
     @property
     def why(self) -> str:
@@ -66,9 +68,9 @@ class Space:
     norms: list[Swap | Fold] = field(default_factory=list)
     couplings: Couplings = field(default_factory=Couplings)
     parameters: dict[str, Labels] = field(default_factory=dict)
-    values: dict[fx.Node, Any] = field(default_factory=dict)
+    values: dict[Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    grids: list[tuple[IntArray, fx.Node]] = field(default_factory=list)
+    grids: list[tuple[IntArray, Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._watched: list[Guard] = []
@@ -76,14 +78,16 @@ class Space:
         self._probed: tuple[IntArray, list[View]] | None = None
         names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
         self._mirrors = {
-            AttributeOf(path, row.attribute): (row, names[id(attrgetter(row.tensor)(module))])
+            AttributeOf(path, row.attribute): (row, names[id(tensor)])
             for path, module in self.modules.items()
             for row in mirrors(module)
-            if id(attrgetter(row.tensor)(module)) in names  # a parametrized weight is computed anew each time
+            if id(tensor := mirrored(module, row)) in names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
                 self.values[node] = self._value(node)
+                if node.op != "call_function":  # parameters are labelled along one dimension at a time
+                    continue
                 for labels in labels_in(self.values[node]):
                     for coordinate in labels.coordinates:
                         if len(varying(coordinate)) > 1:
@@ -94,19 +98,19 @@ class Space:
 
     # -- interpreting -----------------------------------------------------------------------------------
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: Node) -> Any:
         op = node.meta["op"]
         if op in ("input", "constant"):
             return Labels(node.meta["shape"])
         if op == "parameter":
             return self.parameter(node.meta["tensor"], node.meta["shape"])
-        args = fx.map_arg(node.args, lambda n: self.values[n])
+        args = map_nodes(self.values.__getitem__, node.args)
         if op == "output":
             for labels in labels_in(args):
                 for coordinate in labels.coordinates:
                     self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
             return None
-        kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
+        kwargs = map_nodes(self.values.__getitem__, node.kwargs)
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock)
         try:
             out = apply_rule(site, args, kwargs)
@@ -293,7 +297,7 @@ class Space:
             if name in self.parameters:
                 factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
                 return view.shape(self.parameters[name])[row.dim] * factor
-        return int(getattr(self.modules[leaf.module], leaf.name))
+        return leaf.pick(held(self.modules[leaf.module], leaf.name))
 
     def attributes(self, view: View) -> dict[AttributeOf, int]:
         """Every module attribute that a plan changes, with its new value."""
@@ -301,7 +305,7 @@ class Space:
         changed = {}
         for leaf in wanted:
             value = view.leaf(leaf)
-            if value != getattr(self.modules[leaf.module], leaf.name):
+            if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value
         return changed
 
@@ -316,15 +320,18 @@ _PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
 
 
 def _collect_sizes(value: Any, into: list[Size]) -> None:
-    if isinstance(value, Size):
+    kind = type(value)
+    if kind is Size:
         into.append(value)
-    elif isinstance(value, list | tuple):
+    elif kind is tuple or kind is list:
         for item in value:
             _collect_sizes(item, into)
-    elif isinstance(value, dict):
-        _collect_sizes(list(value.values()), into)
-    elif isinstance(value, slice):
+    elif kind is dict:
+        _collect_sizes(tuple(value.values()), into)
+    elif kind is slice:
         _collect_sizes((value.start, value.stop, value.step), into)
+    elif isinstance(value, torch.Size):
+        _collect_sizes(tuple(value), into)
 
 
 def _binds(rule: Any, *arguments: Any) -> bool:

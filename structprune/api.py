@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 from typing import Any
@@ -13,21 +13,26 @@ from torch import nn
 from . import cost
 from .analysis import Space
 from .collector import paused
+from .constraints import Selector, check_ratio
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .mask import mask as mask_model
-from .nn import STAND_INS
 from .plan import PruningPlan
-from .planning import check_ratio, plan
+from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
 from .program import Call, Program, fingerprint, modules_of, named_tensors
 from .report import Report
+from .rewriting import check_rigid, rewrites
 from .rules import has_rule
+from .stock import check_norm
 from .surgery import apply as apply_plan
+from .swaps import stand_ins
 from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
+
+Classes = Mapping[type[nn.Module], type[nn.Module]]  # what modules have while they are traced, by what they are
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Result:
         return self.report.__rich__()
 
 
-def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid: str = "keep") -> ChannelGraph:
     """Traces the model on every example and solves which channels belong together.
 
     The model runs once for each example in eval mode, and once in train mode if its code asks for the mode
@@ -54,30 +59,37 @@ def analyze(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Args:
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or a list of
             those for several calls.
+        norm: what becomes of layer, group and RMS norms whose channels go. `"exact"`: they go on counting the
+            original channels, by a swapped class or by folding. `"stock"`: they stay stock modules over fewer
+            channels, and the small model deviates from the masked original by what `Verification.deviation` says.
+        rigid: what becomes of channels whose number is written in the code (`x.view(-1, 512)`, `x[:, :32]`). `"keep"`:
+            they stay. `"rewrite"`: modules that say so in their methods get a subclass, made from their source, that
+            reads the number from an attribute; it works for any batch and image size, and in both modes.
 
-    Raises UnsupportedModelError (scripted, quantised, lazy, sharded ... models, with what to pass instead) and
-    ExampleInputsError if the model does not run on the examples.
+    Raises ArgumentError for another `norm` or `rigid`, UnsupportedModelError (scripted, quantised, lazy, sharded ...
+    models, with what to pass instead) and ExampleInputsError if the model does not run on the examples.
     """
+    stock, rewrite = check_norm(norm), check_rigid(rigid)
     model = unwrap(model)
     check_model(model)
     calls = calls_of(example_inputs)
     check_placement(model, calls)
     with paused():
-        return _analyzed(model, calls)
+        return _analyzed(model, calls, stock, {**(rewrites(model) if rewrite else {}), **stand_ins()})
 
 
-def _analyzed(model: nn.Module, calls: list[Call]) -> ChannelGraph:
-    programs = [trace(model, Call(c.args, c.kwargs), has_rule, STAND_INS) for c in calls]
+def _analyzed(model: nn.Module, calls: list[Call], stock: bool, classes: Classes) -> ChannelGraph:
+    programs = [trace(model, Call(c.args, c.kwargs), has_rule, classes) for c in calls]
     if asks_for_mode(model):
-        programs += _in_train_mode(model, calls)
-    space = Space(modules_of(model), named_tensors(model), _different(programs))
+        programs += _in_train_mode(model, calls, classes)
+    space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
     return ChannelGraph(model, space, fingerprint(model))
 
 
-def _in_train_mode(model: nn.Module, calls: list[Call]) -> list[Program]:
+def _in_train_mode(model: nn.Module, calls: list[Call], classes: Classes) -> list[Program]:
     """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
     try:
-        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, STAND_INS) for c in calls]
+        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, classes) for c in calls]
     except ExampleInputsError:
         return []
 
@@ -109,11 +121,20 @@ def _names_training(code: CodeType) -> bool:
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     *,
     importance: str | Importance = "l1",
     scope: str = "local",
-    exclude: str | Iterable[str] = (),
+    exclude: Selector | Iterable[Selector] = (),
+    include: Selector | Iterable[Selector] | None = None,
+    target: Mapping[str, float] | None = None,
+    ratios: Mapping[Selector, float] | None = None,
+    min_ratio: float = 0.0,
+    max_ratio: float = 1.0,
+    round_to: int | str = 1,
+    allocation: str = "threshold",
+    norm: str = "exact",
+    rigid: str = "keep",
     verify: bool = True,
     inplace: bool = False,
 ) -> Result:
@@ -122,18 +143,24 @@ def prune(
     >>> result = structprune.prune(model, torch.randn(1, 3, 224, 224), ratio=0.5)
     >>> result.model(images)         # an ordinary nn.Module of the same class, with fewer channels
     >>> print(result.report)
+    >>> half = structprune.prune(model, images, target={"macs": 0.5, "params": 0.6}, scope="global", round_to=8)
 
-    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `plan` for the settings and
-    `verify` for what is compared; `verify=False` skips the comparison.
+    `model` stays as it is, unless `inplace=True`. See `analyze` for `example_inputs`, `norm` and `rigid`, `plan` for
+    the settings (`ratio`, or a `target` for what the model may cost, and what to spare) and `verify` for what is
+    compared; `verify=False` skips the comparison.
 
     Raises what these raise, and VerificationError if the result differs from the masked original: then, too,
     `model` is as it was.
     """
     start = time.perf_counter()
     model = unwrap(model)
-    ratio = check_ratio(ratio)
-    graph = analyze(model, example_inputs)
-    made = plan(graph, importance, ratio, scope, exclude)
+    if ratio is not None:
+        check_ratio(ratio)  # before the model runs
+    graph = analyze(model, example_inputs, norm=norm, rigid=rigid)
+    made = plan(
+        graph, importance, ratio, scope, exclude, include=include, target=target, ratios=ratios, min_ratio=min_ratio,
+        max_ratio=max_ratio, round_to=round_to, allocation=allocation,
+    )  # fmt: skip
     check: Verification | None = None
     small = None
     if verify:

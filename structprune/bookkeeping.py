@@ -5,8 +5,9 @@ Weights and bookkeeping come from the same rows, so they cannot disagree.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm
@@ -64,13 +65,20 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
 
 def mirrors(module: nn.Module) -> Iterator[Mirror]:
     """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
-    for kinds, rows in _MIRRORS:
-        if isinstance(module, kinds):
-            for row in rows:
-                owner, _, name = row.tensor.rpartition(".")
-                tensor = getattr(module.get_submodule(owner), name, None)
-                if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
-                    factor = getattr(module, row.factor) if row.factor else 1
-                    if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:
-                        yield row
-            return
+    for row in _rows(type(module)):  # type: ignore[arg-type]
+        tensor = mirrored(module, row)
+        if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
+            factor = getattr(module, row.factor) if row.factor else 1
+            if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:
+                yield row
+
+
+def mirrored(module: nn.Module, row: Mirror) -> Any:
+    """The tensor whose size a row is about; None if the module has none."""
+    owner, _, name = row.tensor.rpartition(".")
+    return getattr(module.get_submodule(owner) if owner else module, name, None)
+
+
+@functools.cache
+def _rows(kind: Any) -> tuple[Mirror, ...]:
+    return next((rows for kinds, rows in _MIRRORS if issubclass(kind, kinds)), ())

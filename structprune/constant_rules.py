@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from .labels import Labels
+from .nodes import Node
 from .program import map_tensors, tensors_in
 from .rules.reduction import dims_of
 
@@ -48,7 +49,7 @@ def unknown(rank: int) -> Tensor:
 
 
 @rule("hardswish", "log_sigmoid", "tanhshrink", "softsign")
-def pointwise(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+def pointwise(node: Node, *args: Any, **kwargs: Any) -> Tensor:
     """The operation itself, on the knowns; a product with zero is zero."""
     given = list(tensors_in((args, kwargs)))
     meeting = [t.clone() for t in torch.broadcast_tensors(*given)]
@@ -64,9 +65,7 @@ def pointwise(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @rule("dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-def dropout(
-    node: fx.Node, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor | None:
+def dropout(node: Node, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
     """Nothing in eval mode; where it is always on, zeros stay zero."""
     if not training:
         return input
@@ -77,25 +76,25 @@ def dropout(
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "cpu", "cuda", "data", "to", "type_as",
     "positive",
 )  # fmt: skip
-def unchanged(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def unchanged(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The value itself; the dtype does not matter here."""
     return input
 
 
 @rule("prelu")
-def prelu(node: fx.Node, input: Tensor, weight: Tensor) -> Tensor:
+def prelu(node: Node, input: Tensor, weight: Tensor) -> Tensor:
     """One slope for all, or one for each index of dimension 1."""
     return torch.where(input > 0, input, _along(weight, input) * input)
 
 
 @rule("zeros_like", "new_zeros", "zero")
-def zeros(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+def zeros(node: Node, *args: Any, **kwargs: Any) -> Tensor:
     """Zero, whatever the size."""
     return torch.zeros_like(unknown(len(node.meta["shape"])))
 
 
 @rule("ones_like", "new_ones")
-def ones(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
+def ones(node: Node, *args: Any, **kwargs: Any) -> Tensor:
     """One, whatever the size."""
     return torch.ones_like(unknown(len(node.meta["shape"])))
 
@@ -111,7 +110,7 @@ def ones(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
     "ravel", "unflatten", "getitem", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
     "pad", "constant_pad_nd",
 )  # fmt: skip
-def move(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+def move(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """The operation itself, on the known at full size."""
     if any(True for _ in tensors_in((args, kwargs))):
         return None  # positions, of which nothing is known
@@ -121,7 +120,7 @@ def move(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule("view_as", "reshape_as", "expand_as")
-def like(node: fx.Node, input: Tensor, other: Tensor) -> Tensor:
+def like(node: Node, input: Tensor, other: Tensor) -> Tensor:
     """The shape comes from another value."""
     full = input.expand(node.args[0].meta["shape"])  # type: ignore[union-attr]
     shape = node.meta["shape"]
@@ -129,7 +128,7 @@ def like(node: fx.Node, input: Tensor, other: Tensor) -> Tensor:
 
 
 @rule("cat", "concat", "concatenate")
-def cat(node: fx.Node, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
+def cat(node: Node, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
     """Laid end to end along `dim`, at the size of the most varied along the others."""
     dim = (dim if axis is None else axis) % len(node.meta["shape"])
     shapes = [n.meta["shape"] for n in node.args[0] if n.meta["shape"] != (0,)]  # type: ignore[union-attr]
@@ -140,19 +139,19 @@ def cat(node: fx.Node, tensors: Sequence[Tensor], dim: int = 0, axis: int | None
 
 
 @rule("stack")
-def stack(node: fx.Node, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def stack(node: Node, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Along a new dimension."""
     return torch.stack(torch.broadcast_tensors(*tensors), dim)
 
 
 @rule("item")
-def item(node: fx.Node, values: Any, index: int) -> Any:
+def item(node: Node, values: Any, index: int) -> Any:
     """One of several results."""
     return values if isinstance(values, Tensor) else None if values is None else values[index]
 
 
 @rule("embedding")
-def embedding(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor | None:
+def embedding(node: Node, *args: Any, **kwargs: Any) -> Tensor | None:
     """A column of the table that holds one number gives that number."""
     tables = [t for t in tensors_in((args, kwargs)) if t.ndim == 2 and t.numel() > 1]
     if len(tables) != 1:
@@ -169,7 +168,7 @@ def embedding(node: fx.Node, *args: Any, **kwargs: Any) -> Tensor | None:
     *(f"{kind}_pool{rank}d" for rank in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")),
     *(f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max")),
 )
-def pool(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+def pool(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A constant plane stays what it is, unless zeros around it are averaged in."""
     rank = int(node.meta["op"].partition("pool")[2][0])
     plane = _same(input, range(input.ndim - rank, input.ndim))
@@ -182,19 +181,19 @@ def pool(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule("interpolate", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-def interpolate(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def interpolate(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Weights that sum to one."""
     return _same(input, range(2, input.ndim))
 
 
 @rule("mean", "amax", "amin")
-def reduction(node: fx.Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+def reduction(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Tensor:
     """Of equal numbers these give that number."""
     return _reduced(node, input, dim, kwargs, lambda value: value)
 
 
 @rule("max", "min")
-def extremum(node: fx.Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+def extremum(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """x.max(dim) with its positions; max(x, y) element by element."""
     if "other" in kwargs or isinstance(dim, Tensor):
         return pointwise(node, input, *([] if dim is None else [dim]), **kwargs)
@@ -204,7 +203,7 @@ def extremum(node: fx.Node, input: Tensor, dim: Any = None, *args: Any, **kwargs
 
 
 @rule("sum", "nansum", "linalg_vector_norm")
-def total(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def total(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Zeros sum to zero; of other numbers it counts how many there are."""
     dim = kwargs.get("dim", args[1:2] or None) if node.meta["op"] == "linalg_vector_norm" else (args or (None,))[0]
     dim = dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim
@@ -212,7 +211,7 @@ def total(node: fx.Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _reduced(
-    node: fx.Node, input: Tensor, dim: Any, kwargs: Mapping[str, Any], change: Callable[[Tensor], Tensor]
+    node: Node, input: Tensor, dim: Any, kwargs: Mapping[str, Any], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
     dims = dims_of(Labels(node.all_input_nodes[0].meta["shape"]), kwargs.get("dim", kwargs.get("axis", dim)))
     same = change(_same(input, dims))
@@ -236,7 +235,7 @@ def _zeros_of(known: Tensor) -> Tensor:
 
 
 @rule("matmul", "bmm", "mm")
-def product(node: fx.Node, a: Tensor, b: Tensor) -> Tensor | None:
+def product(node: Node, a: Tensor, b: Tensor) -> Tensor | None:
     """Zero where one side of every product is zero."""
     if a.ndim < 2 or b.ndim < 2:
         return None
@@ -247,7 +246,7 @@ def product(node: fx.Node, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 @rule("scaled_dot_product_attention")
-def attention(node: fx.Node, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+def attention(node: Node, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     """Zero where every value is; heads of the values may be shared."""
     shape = node.args[2].meta["shape"] if len(node.args) > 2 else ()  # type: ignore[union-attr]
     if shape[:-2] != node.meta["shape"][:-2]:
@@ -260,7 +259,7 @@ def attention(node: fx.Node, query: Tensor, key: Tensor, value: Tensor, *args: A
 
 @rule("batch_norm")
 def batch_norm(
-    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
+    node: Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
     weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *rest: Any,
 ) -> Tensor:  # fmt: skip
@@ -274,7 +273,7 @@ def batch_norm(
 
 @rule("instance_norm")
 def instance_norm(
-    node: fx.Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
+    node: Node, input: Tensor, running_mean: Any = None, running_var: Any = None,
     weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *rest: Any,
 ) -> Tensor:  # fmt: skip
@@ -297,7 +296,7 @@ def _along(vector: Any, input: Tensor) -> Any:
 
 @rule("layer_norm")
 def layer_norm(
-    node: fx.Node, input: Tensor, shape: Any, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+    node: Node, input: Tensor, shape: Any, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> Tensor:
     """A scale of zero leaves the shift."""
     return _affine(torch.full_like(input, _NAN), weight, bias)
@@ -305,14 +304,14 @@ def layer_norm(
 
 @rule("group_norm")
 def group_norm(
-    node: fx.Node, input: Tensor, groups: int, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+    node: Node, input: Tensor, groups: int, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> Tensor:
     """A scale of zero leaves the shift."""
     return _affine(torch.full_like(input, _NAN), _along(weight, input), _along(bias, input))
 
 
 @rule("rms_norm")
-def rms_norm(node: fx.Node, input: Tensor, shape: Any, weight: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+def rms_norm(node: Node, input: Tensor, shape: Any, weight: Any = None, *args: Any, **kwargs: Any) -> Tensor:
     """Zeros stay zero."""
     return _affine(_zeros_of(input), weight, None)
 

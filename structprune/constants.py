@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from .constant_rules import RANDOM, RULES, pointwise, unknown
+from .nodes import Node, map_nodes
 from .ops import is_pointwise
 from .program import Program, map_tensors
 from .readers import Reader, reader_of
@@ -41,34 +42,34 @@ class Knowns:
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
         self.training = program.training
-        self.values: dict[fx.Node, Any] = {}
-        self.fixed: set[fx.Node] = set()  # made of parameters alone
+        self.values: dict[Node, Any] = {}
+        self.fixed: set[Node] = set()  # made of parameters alone
         self._tensors = tensors
         for node in program.graph.nodes:
             if node.op != "output":
                 self.values[node] = self._value(node)
 
-    def read(self, source: fx.Node, reader: fx.Node) -> Any:
+    def read(self, source: Node, reader: Node) -> Any:
         """What `reader` finds in `source`: nothing is known of what something else may have written into."""
         known = map_tensors(Tensor.double, self.values[source])
         if _overwritten(source, reader):
             return map_tensors(lambda t: torch.full_like(t, _NAN), known)
         return known
 
-    def reader(self, node: fx.Node) -> Reader | None:
+    def reader(self, node: Node) -> Reader | None:
         """The node as a reader of channels, if its weight is made of parameters alone."""
         reader = reader_of(node)
         known = reader is not None and reader.weight in self.fixed
         return reader if known and not _overwritten(reader.weight, node) else None  # type: ignore[union-attr]
 
-    def channels(self, source: fx.Node, reader: fx.Node, dim: int) -> Tensor:
+    def channels(self, source: Node, reader: Node, dim: int) -> Tensor:
         """One number for each index of `dim`; NaN where it varies along any other dimension."""
         known = self.read(source, reader).movedim(dim, 0)
         known = known.reshape(len(known), -1)
         same = torch.where((known == known[:, :1]).all(1), known[:, 0], _NAN)
         return same.expand(source.meta["shape"][dim])
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: Node) -> Any:
         op = node.meta["op"]
         rank = len(node.meta.get("shape", ()))
         if op == "parameter":
@@ -85,12 +86,12 @@ class Knowns:
             self.fixed.add(node)
         return self._shaped(node, self._apply(node))
 
-    def _apply(self, node: fx.Node) -> Any:
+    def _apply(self, node: Node) -> Any:
         op = node.meta["op"]
         if node not in self.fixed and (reader := self.reader(node)) is not None:
             return self._sum(reader)
-        args: Any = fx.map_arg(node.args, lambda n: self.read(n, node))
-        kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.read(n, node))
+        args: Any = map_nodes(lambda n: self.read(n, node), node.args)
+        kwargs: Any = map_nodes(lambda n: self.read(n, node), node.kwargs)
         if self.training and op in _MODES:
             args, kwargs = _in_eval_mode(_MODES[op], *args, **kwargs)
         try:
@@ -101,7 +102,7 @@ class Knowns:
         except _FAILURES:  # arguments that the rule does not know, or that do not fit knowns
             return None
 
-    def _shaped(self, node: fx.Node, found: Any) -> Any:
+    def _shaped(self, node: Node, found: Any) -> Any:
         """A tensor of the node's rank; for several results a list of them."""
         if node.meta["op"] == "item" and node.all_input_nodes[0] in self.fixed:
             self.fixed.add(node)
@@ -135,7 +136,7 @@ class Knowns:
 _MADE = {"zeros": 0.0, "ones": 1.0}
 
 
-def _overwritten(source: fx.Node, reader: fx.Node) -> bool:
+def _overwritten(source: Node, reader: Node) -> bool:
     """Whether something else writes into the memory of `source`, which `reader` reads."""
     return overwritten(source, reader, {}, lambda node: False)
 

@@ -7,42 +7,78 @@ model follow from the labels, so its cost is known without running it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
-
-from .graph import ChannelGraph
 from .labels import Labels
+from .nodes import Node
 from .rules.checks import View
 
-Shapes = Callable[[fx.Node], tuple[int, ...]]
+if TYPE_CHECKING:
+    from .graph import ChannelGraph
+
+Dim = tuple[Node, int]
+
+_GATED = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+_CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 
 
-def node_macs(node: fx.Node, shape: Shapes) -> int:
-    """The multiply-accumulates of one node, given the shape of every value."""
+def dims(node: Node) -> list[Dim]:
+    """All dimensions of a value; their product is its size."""
+    return [(node, d) for d in range(len(node.meta["shape"]))]
+
+
+def products(node: Node) -> list[list[Dim]]:
+    """The multiply-accumulates of one node: a sum of products of sizes."""
     op = node.meta["op"]
-    operands = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)]
+    operands = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node)]
     if op in ("linear", "conv1d", "conv2d", "conv3d"):
-        return math.prod(shape(node)) * math.prod(shape(operands[1])[1:])
+        return [dims(node) + dims(operands[1])[1:]]
     if op in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
-        return math.prod(shape(operands[0])) * math.prod(shape(operands[1])[1:])
+        return [dims(operands[0]) + dims(operands[1])[1:]]
     if op in ("matmul", "bmm", "mm", "addmm", "baddbmm"):
         left = operands[-2] if op in ("addmm", "baddbmm") else operands[0]
-        return math.prod(shape(node)) * shape(left)[-1]
+        return [dims(node) + dims(left)[-1:]]
     if op == "scaled_dot_product_attention":
-        query, key, value = (shape(o) for o in operands[:3])
-        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-    return 0
+        query, key, value = map(dims, operands[:3])
+        return [query[:-1] + key[-2:-1] + last for last in (query[-1:], value[-1:])]
+    if op == "einsum":
+        return _einsum(node)
+    if op in _GATED or op in _CELLS:
+        return _recurrent(node)
+    return []
+
+
+def _einsum(node: Node) -> list[list[Dim]]:
+    """The product over all letters, where two operands meet and something is summed over."""
+    equation, operands = node.args[0], node.all_input_nodes
+    if not isinstance(equation, str) or "." in equation:
+        return []
+    terms, _, right = equation.replace(" ", "").partition("->")
+    letters = {
+        c: dim for t, o in zip(terms.split(","), operands, strict=False) for c, dim in zip(t, dims(o), strict=True)
+    }
+    return [list(letters.values())] if "," in terms and (not right or set(letters) - set(right)) else []
+
+
+def _recurrent(node: Node) -> list[list[Dim]]:
+    """Every weight matrix once for each step and example."""
+    given: Any = node.args[2] if node.meta["op"] in _GATED else node.args[2:]
+    if not isinstance(given, list | tuple):  # packed sequences come in another form
+        return []
+    weights = [w for w in given if isinstance(w, Node) and len(w.meta["shape"]) == 2]
+    return [dims(node.all_input_nodes[0])[:-1] + dims(w) for w in weights]
 
 
 def macs(graph: ChannelGraph, view: View | None = None) -> int:
     """The MACs of the first traced call, as it is or under a plan."""
 
-    def shape(node: fx.Node) -> tuple[int, ...]:
-        labels = graph.space.values.get(node)
-        return view.shape(labels) if view is not None and isinstance(labels, Labels) else node.meta["shape"]
+    def size(dim: Dim) -> int:
+        labels = graph.space.values.get(dim[0])
+        shape = view.shape(labels) if view is not None and isinstance(labels, Labels) else dim[0].meta["shape"]
+        return shape[dim[1]]
 
-    return sum(node_macs(n, shape) for n in graph.space.programs[0].graph.nodes if n.op == "call_function")
+    return sum(math.prod(map(size, product)) for node in calls(graph) for product in products(node))
 
 
 def parameters(graph: ChannelGraph, view: View | None = None) -> int:
@@ -52,3 +88,8 @@ def parameters(graph: ChannelGraph, view: View | None = None) -> int:
         labels = graph.space.parameters.get(name)
         total += math.prod(view.shape(labels)) if view is not None and labels is not None else tensor.numel()
     return total
+
+
+def calls(graph: ChannelGraph) -> Iterator[Node]:
+    """The operations of the first traced call."""
+    return (n for n in graph.space.programs[0].graph.nodes if n.op == "call_function")

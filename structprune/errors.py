@@ -41,6 +41,10 @@ class NothingToPruneError(StructPruneError, ValueError):
     """Everything in the model is fixed or excluded; the message counts the reasons."""
 
 
+class TargetError(StructPruneError, ValueError):
+    """A target cannot be met, even if everything goes that may; the message says what is in the way."""
+
+
 class PlanError(StructPruneError, ValueError):
     """A plan is malformed, or belongs to another model."""
 
@@ -51,6 +55,10 @@ class VerificationError(StructPruneError, RuntimeError):
 
 class FileFormatError(StructPruneError, ValueError):
     """A file on disk is not what it should be."""
+
+
+class MissingPackageError(StructPruneError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -10,11 +10,11 @@ import networkx
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import fx
 
 from .analysis import Space
 from .errors import UnknownNameError, closest
 from .labels import IntArray, Labels
+from .nodes import Node
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ROOT = "a reason"
 
 
-def value_name(node: fx.Node) -> str:
+def value_name(node: Node) -> str:
     """Parameters go by their qualified name, values by their node's."""
     return node.meta.get("tensor") or node.name
 
@@ -61,7 +61,7 @@ def build(space: Space) -> networkx.Graph:
     return graph
 
 
-def _about(node: fx.Node) -> dict[str, str]:
+def _about(node: Node) -> dict[str, str]:
     return {"op": node.meta["op"], "module": node.meta.get("path", ""), "source": node.meta.get("where", "")}
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import mirrored, mirrors
 from .errors import ArgumentTypeError, PlanError
-from .nn import STAND_INS, width_of_bias
-from .plan import Kept, PruningPlan
+from .nn import width_of_bias
+from .plan import Kept, PruningPlan, unregistered
 from .program import fingerprint, modules_of, named_tensors, registered_tensors
+from .rewriting import NUMBERS, REWRITE, held, rewritten
+from .swaps import known_swaps, takes
 
 
 def check_fits(plan: PruningPlan, model: nn.Module) -> None:
@@ -30,6 +32,9 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
     for name in plan.scales:
         if name not in plan.kept:
             raise PlanError(f"the plan scales {name!r}, which it does not cut")
+    for name in plan.shifts:
+        if name not in plan.scales:
+            raise PlanError(f"the plan shifts {name!r}, which it does not scale")
     _check_attributes(plan, modules_of(model), {id(t): n for n, t in tensors.items()})
 
 
@@ -49,29 +54,40 @@ def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) ->
 
 
 def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
-    for path in (*plan.attributes, *plan.swaps):
+    for path in (*plan.attributes, *plan.swaps, *plan.stock):
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
-    for path, values in plan.attributes.items():
-        for key, value in values.items():
-            found = vars(modules[path]).get(key)
-            if type(found) not in (int, float, tuple) or isinstance(value, tuple) != isinstance(found, tuple):
-                raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
-    for path, (name, size) in plan.swaps.items():
+    for path, (name, number) in plan.swaps.items():
         if name == "bias":
-            _check_bias(plan, path, modules[path], size)
-        if name == "attention" and type(modules[path]) not in STAND_INS:
+            _check_bias(plan, path, modules[path], number)
+        elif name not in known_swaps():
+            raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
+        elif not takes(name, modules[path]):
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
+        if name == REWRITE and rewritten(type(modules[path])).checksum != number:
+            raise PlanError(
+                f"the plan rewrites {path!r}, but the code of {type(modules[path]).__name__} is not what it was"
+            )
+    for path, values in plan.attributes.items():
+        for key, value in values.items():
+            found = vars(modules[path]).get(key)
+            if key == NUMBERS and plan.swaps.get(path, ("", 0))[0] == REWRITE:
+                found = held(modules[path], NUMBERS)
+            several = len(found) if isinstance(found, tuple | list) else None
+            if type(found) not in (int, float, tuple, list) or several != (
+                len(value) if isinstance(value, tuple) else None
+            ):
+                raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
+    cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
         for row in mirrors(module):
-            owner, _, tensor = row.tensor.rpartition(".")
-            value = getattr(module.get_submodule(owner), tensor)
+            value = mirrored(module, row)
             if id(value) not in names:  # parametrized: computed anew each time
                 continue
-            size = len(plan.cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            size = len(cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(

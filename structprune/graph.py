@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,13 +13,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from .analysis import Space
+from .costing import Costs
 from .errors import UnknownNameError, closest
+from .kinds import Kinds
 from .labels import IntArray
+from .roles import contracts, readers
 from .rules.checks import View
 from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
+
+
+ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,8 @@ class Slice:
     units: IntArray
     produces: bool  # these are filters: their index is an output channel
     tensor: Tensor
+    consumes: bool = False  # these are summed over: their index is an input channel
+    reader: str = ""  # the operation that reads the parameter, and as what: "batch_norm.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +52,25 @@ class Group:
     name: str
     slices: tuple[Slice, ...]
     units: IntArray  # unit numbers of the graph
+    kinds: tuple[str, ...] = ("channel",)  # what the units are to the model, of `structprune.kinds.KINDS`
+    gone: int = 0  # units that earlier steps of an iterative pruning removed
+
+    def due(self, ratio: float) -> int:
+        """How many units are to go so that a fraction of the group, as it first was, is gone, rounded down."""
+        return math.floor(ratio * (len(self) + self.gone) + ALMOST) - self.gone
+
+    @property
+    def kind(self) -> str:
+        """The first of `kinds`, most often the only one: a head that is also a slice of a stream has two."""
+        return self.kinds[0]
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __repr__(self) -> str:
         dims = ", ".join(f"{s.name}[{s.dim}]" for s in self.slices[:4])
-        return f"Group({self.name}: {len(self)} units over {dims}{', ...' if len(self.slices) > 4 else ''})"
+        kinds, more = " and ".join(self.kinds), ", ..." if len(self.slices) > 4 else ""
+        return f"Group({self.name}, {kinds}: {len(self)} units over {dims}{more})"
 
 
 class ChannelGraph:
@@ -65,6 +86,7 @@ class ChannelGraph:
         self.space = space
         self.model = model
         self.fingerprint = fingerprint
+        self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
@@ -90,6 +112,20 @@ class ChannelGraph:
         return found
 
     @cached_property
+    def _consuming(self) -> set[tuple[str, int]]:
+        """The parameter dimensions that are input channels: those that weights have besides their filters."""
+        weights = {name for name, _ in self._producing} | {
+            n for n, reader in self._readers.items() if contracts(reader)
+        }
+        return {
+            key for key in self._vectors if key[0] in weights and self.space.tensors[key[0]].ndim > 1
+        } - self._producing
+
+    @cached_property
+    def _readers(self) -> dict[str, str]:
+        return readers(self.space.programs)
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Every group, in the order of the model's parameters."""
         families = self.space.families()
@@ -106,13 +142,23 @@ class ChannelGraph:
                 if i not in first_seen:  # units are numbered by where they first occur
                     first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
                     position[first_seen[i]] = np.arange(len(first_seen[i]))
-                produces = (name, dim) in self._producing
-                slices[i].append(Slice(name, dim, indices, position[own], produces, self.space.tensors[name]))
+                produces, consumes = (name, dim) in self._producing, (name, dim) in self._consuming
+                tensor, reader = self.space.tensors[name], self._readers.get(name, "")
+                slices[i].append(Slice(name, dim, indices, position[own], produces, tensor, consumes, reader))
         found = []
+        kinds = Kinds(self.space)
         for i in first_seen:
-            lead = next(s for s in slices[i] if s.produces)
-            found.append(Group(lead.name.removesuffix(".weight"), tuple(slices[i]), first_seen[i]))
+            made = [s for s in slices[i] if s.produces]
+            described = kinds.of(first_seen[i], len({s.name for s in made if s.tensor.ndim > 1}))
+            name, units = made[0].name.removesuffix(".weight"), first_seen[i]
+            gone = max(self.widths.get(name, 0) - len(units), 0)
+            found.append(Group(name, tuple(slices[i]), units, described, gone))
         return tuple(found)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """MACs, parameters and memory as functions of the units that are kept."""
+        return Costs(self)
 
     @cached_property
     def fixed(self) -> dict[str, str]:

@@ -67,7 +67,12 @@ class Labels:
 
 
 class Couplings:
-    """Collects which labels live or die together, and solves them all at once."""
+    """Collects which labels live or die together, and solves them all at once.
+
+    Labels are handed out in blocks, one for each dimension of a parameter. Most operations couple whole blocks
+    in order (filters, biases, statistics, the next layer's inputs): those are united as blocks, and only the
+    irregular couplings (slices, shuffles, grids) are solved label by label.
+    """
 
     def __init__(self) -> None:
         self.count = 1
@@ -75,13 +80,21 @@ class Couplings:
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
         self._produced = np.zeros(1024, bool)
         self._solved: tuple[tuple[int, int, int], IntArray] | None = None
+        self._starts = [0]  # by block: its first label; label 0 is a block of its own
+        self._leader = [0]  # by block: the earlier block it was united with, or itself
+        self._blocks: dict[int, tuple[int, IntArray]] = {}  # id of a block's array -> the block
+        self._irregular: list[tuple[IntArray, IntArray]] = []
 
     def new(self, size: int) -> IntArray:
         """`size` labels that nobody has used yet."""
+        labels = np.arange(self.count, self.count + size)
+        self._blocks[id(labels)] = (len(self._starts), labels)
+        self._leader.append(len(self._starts))
+        self._starts.append(self.count)
         self.count += size
         if self.count > len(self._produced):
             self._produced = np.concatenate([self._produced, np.zeros(self.count, bool)])
-        return np.arange(self.count - size, self.count)
+        return labels
 
     def produce(self, labels: IntArray) -> None:
         """These are output channels of filters."""
@@ -98,7 +111,23 @@ class Couplings:
             return
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
-        self.pairs.append((a.reshape(-1), b.reshape(-1), node))
+        a, b = a.reshape(-1), b.reshape(-1)
+        self.pairs.append((a, b, node))
+        one, other = self._block(a), self._block(b)
+        if one is None or other is None:
+            self._irregular.append((a, b))
+        elif one != other:
+            self._leader[max(one, other)] = min(one, other)
+
+    def _block(self, labels: IntArray) -> int | None:
+        """The first of the blocks united with the one that `labels` are, whole and in order; None if they are none."""
+        found = self._blocks.get(id(labels if labels.base is None else labels.base))
+        if found is None or labels.size != found[1].size or labels.strides != found[1].strides:
+            return None
+        block = found[0]
+        while self._leader[block] != block:
+            block = self._leader[block]
+        return block
 
     def fix(self, labels: IntArray, why: str, node: Any) -> None:
         """None of `labels` can be removed."""
@@ -112,12 +141,26 @@ class Couplings:
         return self._solved[1]
 
     def _solve(self) -> IntArray:
-        left = [a for a, _, _ in self.pairs] + [a for a, _, _ in self.fixed]
-        right = [b for _, b, _ in self.pairs] + [np.zeros_like(a) for a, _, _ in self.fixed]
+        short, leading = self._shortened()
+        left = [short[a] for a, _ in self._irregular] + [short[a] for a, _, _ in self.fixed]
+        right = [short[b] for _, b in self._irregular] + [np.zeros(len(a), np.int32) for a, _, _ in self.fixed]
         if not left:
-            return np.arange(self.count)
-        rows, columns = np.concatenate(left).astype(np.int32), np.concatenate(right).astype(np.int32)
-        adjacency = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.count, self.count))
+            return short.astype(np.int64)
+        rows, columns = np.concatenate(left), np.concatenate(right)
+        adjacency = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(leading, leading))
         _, component = connected_components(adjacency, directed=False)
         # Label 0 comes first, so its component is number 0.
-        return component.astype(np.int64)
+        return component[short].astype(np.int64)
+
+    def _shortened(self) -> tuple[npt.NDArray[np.int32], int]:
+        """The labels of leading blocks numbered without gaps, every other label as its leader's; and their count."""
+        leader = self._leader
+        for block, first in enumerate(leader):  # leaders come before those they lead
+            leader[block] = leader[first]
+        starts = np.array(self._starts, np.int32)
+        sizes = np.diff(starts, append=np.int32(self.count))
+        leading = sizes * (np.arange(len(starts)) == leader)
+        first = np.cumsum(leading, dtype=np.int32) - leading
+        short = np.repeat(first[leader] - starts, sizes)
+        short += np.arange(self.count, dtype=np.int32)
+        return short, int(leading.sum())

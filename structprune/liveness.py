@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import fx
 
 from .constants import Knowns
 from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
+from .nodes import Node, map_nodes
 from .ops import is_pointwise
 from .rules import RULES
 from .rules.reduction import dims_of
@@ -117,7 +117,7 @@ class Liveness:
                 if node.op == "call_function" and node not in reading and not node.meta["unread"]:
                     self._keep_mixed(node, known)
 
-    def _keep_mixed(self, node: fx.Node, known: Knowns) -> None:
+    def _keep_mixed(self, node: Node, known: Knowns) -> None:
         where = f"{node.meta['op']} in {node.meta['path']}" if node.meta["path"] else node.meta["op"]
         why = f"{where} runs over it, and there it is not zero"
         needed = [self._nonzero(source, node, dims, known) for source, dims in _mixing(node)]
@@ -128,7 +128,7 @@ class Liveness:
         for units in needed:
             self.keep(units, why)
 
-    def _nonzero(self, source: fx.Node, node: fx.Node, dims: Sequence[int], known: Knowns) -> IntArray:
+    def _nonzero(self, source: Node, node: Node, dims: Sequence[int], known: Knowns) -> IntArray:
         """The units that vary along `dims` and hold something else than zeros."""
         roots = self.graph.space.couplings.roots()
         found = [np.zeros(0, np.int64)]
@@ -152,7 +152,7 @@ def representative(weight: Weight, dead: BoolArray, group: int) -> int | None:
     return best if float(stays[best]) > 0 and float(stays[best]) >= _SHARE * float(wanted.max()) else None
 
 
-def _mixing(node: fx.Node) -> Iterator[tuple[fx.Node, Sequence[int]]]:
+def _mixing(node: Node) -> Iterator[tuple[Node, Sequence[int]]]:
     """The inputs whose channels an operation mixes, with the dimensions along which it does."""
     op = node.meta["op"]
     sources = [n for n in node.all_input_nodes if "shape" in n.meta]
@@ -167,15 +167,15 @@ def _mixing(node: fx.Node) -> Iterator[tuple[fx.Node, Sequence[int]]]:
         yield from ((node.args[0], (-1, -2)), (node.args[1], (-1, -2)), (node.args[2], (-2,)))  # type: ignore[misc]
         yield from ((n, (-1, -2)) for n in sources if n not in node.args[:3])
     elif family == "recurrent":  # input and state are read through its weights alone
-        read: list[fx.Node] = []
-        fx.map_arg(node.args[:2], read.append)
+        read: list[Node] = []
+        map_nodes(read.append, node.args[:2])
         yield from ((n, range(len(n.meta["shape"]))) for n in sources if n not in read)
     else:
         for source in sources[:1] if op in _NORMS else sources:  # scale and shift meet each channel by itself
             yield source, _dims(node, source, family)
 
 
-def _dims(node: fx.Node, source: fx.Node, family: str) -> Sequence[int]:
+def _dims(node: Node, source: Node, family: str) -> Sequence[int]:
     """Along which dimensions a reduction, a scan or a norm runs; all of them if that is not plain."""
     op, rank = node.meta["op"], len(source.meta["shape"])
     if source is not node.args[0]:

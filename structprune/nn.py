@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 def _wide(input: Tensor) -> Tensor:
@@ -39,6 +40,8 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`F.layer_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    if has_torch_function((input,)):  # a tracer sees one operation
+        return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps)
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -51,6 +54,8 @@ def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """`F.rms_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    if has_torch_function((input,)):
+        return handle_torch_function(rms_norm, (input,), input, normalized_shape, weight, eps)
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
         return F.rms_norm(input, normalized_shape, weight, eps)
@@ -70,6 +75,8 @@ def group_norm(
     channels: int,
 ) -> Tensor:
     """`F.group_norm` over `channels` channels of which dimension 1 of `input` holds the rest, as many in each group."""
+    if has_torch_function((input,)):
+        return handle_torch_function(group_norm, (input,), input, num_groups, weight, bias, eps, channels=channels)
     width = input.shape[1]
     if width == channels:
         return F.group_norm(input, num_groups, weight, bias, eps)
@@ -111,7 +118,15 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
         return ", ".join(part for part in (kind.extra_repr(self), f"statistics over {channels} channels") if part)
 
     members = {"forward": own, "__reduce_ex__": reduce, "extra_repr": extra_repr, "__module__": __name__, "plain": kind}
-    return type("Compensated" + kind.__name__, (kind,), members)
+    return type(
+        "Compensated" + kind.__name__, (kind, *(compensated(norm, channels) for norm in extended(kind))), members
+    )
+
+
+def extended(kind: type[nn.Module]) -> list[type[nn.Module]]:
+    """The norm of PyTorch whose `forward` that of a subclass may call by `super()`: it is compensated, too."""
+    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+    return [norm for norm in norms if issubclass(kind, norm) and kind.forward is not norm.forward]
 
 
 def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
@@ -214,21 +229,3 @@ def width_of_bias(module: nn.Module) -> str:
     """The attribute that says how long a bias of this module is; empty if it has one, or would not use it."""
     found = [a for kind, a in BIASED.items() if isinstance(module, kind) and type(module).forward is kind.forward]
     return found[0] if found and module.bias is None and "forward" not in vars(module) else ""
-
-
-# What a rigid module has while it is traced, as its substitute will.
-STAND_INS: dict[type[nn.Module], dict[str, Any]] = {
-    nn.MultiheadAttention: {"forward": attend, "_qkv_same_embed_dim": False}
-}
-
-
-def swap(module: nn.Module, name: str, channels: int) -> None:
-    """Turns a module into its substitute, in place: the parameters stay where they are."""
-    if name == "attention":
-        vars(module).pop("_qkv_same_embed_dim", None)
-        module.__class__ = MultiheadAttention
-    elif name == "bias":
-        weight: Any = module.weight
-        module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
-    else:
-        module.__class__ = compensated(type(module), channels)

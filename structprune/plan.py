@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .composition import PlanDifference, compose, difference
 from .errors import PlanError
+from .swaps import known_swaps
 
-SCHEMA = 1
-SWAPS = ("attention", "bias", "norm")
+SCHEMA = 2
+READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have neither shifts nor stock norms
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
@@ -23,7 +25,9 @@ class PruningPlan:
     which are cut and not masked.
     `attributes` maps module paths to the numbers their code reads, with the new values; `swaps` to the
     substitutes that take a module's place (`structprune.nn`), or to "bias" and the length of a bias of zeros that the
-    module is given; `scales` maps parameters to factors folded into them.
+    module is given; `scales` maps parameters to factors folded into them, and `shifts`
+    to what is added after that.
+    `stock` maps paths of norms that stay stock to `{0: kept channels}`: they deviate from the masked original.
     """
 
     kept: Kept
@@ -31,9 +35,12 @@ class PruningPlan:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, tuple[str, int]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
+    stock: Kept = field(default_factory=dict)
     sizes: dict[str, dict[int, int]] = field(default_factory=dict)  # the original size of every kept dimension
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    becomes: str = ""  # the fingerprint of the smaller model
 
     def __bool__(self) -> bool:
         return bool(self.kept)
@@ -45,6 +52,28 @@ class PruningPlan:
             for dim, indices in self.kept.get(name, {}).items()
         }
 
+    def then(self, other: PruningPlan) -> PruningPlan:
+        """The plan that does at once what this plan and then `other`, made on the model it leaves, do one by one.
+
+        `apply(first.then(second), model)` holds, bit for bit, what `apply(second, apply(first, model))` does. The
+        one exception is the weight of a norm that both plans scale (RMS norms): the two factors are multiplied
+        first, so that its last bit may differ. Raises PlanError unless `other` was made for the model that this
+        plan leaves.
+
+        >>> first = structprune.prune(model, images, ratio=0.25)
+        >>> second = structprune.prune(first.model, images, ratio=0.25)
+        >>> small = structprune.apply(first.plan.then(second.plan), model)
+        """
+        return compose(self, other)
+
+    def diff(self, other: PruningPlan) -> PlanDifference:
+        """What the two plans keep, set, swap and scale differently: false if nothing; printed, a line for each.
+
+        >>> print(plan.diff(other))
+        conv1.weight[0]: only the first keeps 3, 7; only the second keeps 1, 2
+        """
+        return difference(self, other)
+
     @property
     def cut(self) -> Kept:
         """Everything that surgery slices."""
@@ -55,11 +84,14 @@ class PruningPlan:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "becomes": self.becomes,
             "kept": self._rows(self.kept),
             "tensors": self._rows(self.tensors),
             "attributes": {path: dict(sorted(values.items())) for path, values in sorted(self.attributes.items())},
             "swaps": {path: list(swap) for path, swap in sorted(self.swaps.items())},
             "scales": dict(sorted(self.scales.items())),
+            "shifts": dict(sorted(self.shifts.items())),
+            "stock": self._rows(self.stock),
             "notes": list(self.notes),
         }
 
@@ -80,7 +112,7 @@ class PruningPlan:
     def from_json(text: str) -> PruningPlan:
         """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_unique)
         except (json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
@@ -89,11 +121,16 @@ class PruningPlan:
     def from_dict(data: Any) -> PruningPlan:
         """The inverse of `to_dict`, checked field by field."""
         fields = _typed(data, dict, "$")
-        if fields.get("schema") != SCHEMA:
-            raise PlanError(f"$.schema: this version reads plans of schema {SCHEMA}, not {fields.get('schema')!r}")
-        _keys(fields, {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}, "$")
+        schema = fields.get("schema")
+        if isinstance(schema, bool) or schema not in READS:
+            readable = " and ".join(map(str, READS))
+            raise PlanError(f"$.schema: this version reads plans of schema {readable}, not {schema!r}")
+        keys = {"schema", "fingerprint", "kept", "tensors", "attributes", "swaps", "scales", "notes"}
+        _keys(fields, keys | ({"becomes", "shifts", "stock"} if schema > 1 else set()), "$")
         sizes: dict[str, dict[int, int]] = {}
-        kept, tensors = (_read_kept(fields[key], f"$.{key}", sizes) for key in ("kept", "tensors"))
+        kept, tensors, stock = (
+            _read_kept(fields.get(key, {}), f"$.{key}", sizes) for key in ("kept", "tensors", "stock")
+        )
         attributes: dict[str, dict[str, Any]] = {}
         for module, values in _typed(fields["attributes"], dict, "$.attributes").items():
             attributes[module] = {
@@ -103,16 +140,38 @@ class PruningPlan:
         swaps = {}
         for module, swap in _typed(fields["swaps"], dict, "$.swaps").items():
             path = f"$.swaps.{module}"
-            if len(_typed(swap, list, path)) != 2 or swap[0] not in SWAPS:
-                raise PlanError(f"{path}: expected one of {', '.join(SWAPS)} and a number, found {swap!r}")
+            if len(_typed(swap, list, path)) != 2:
+                raise PlanError(f"{path}: expected the name of a swap and a number, found {swap!r}")
+            if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
+                raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
-        scales = {}
-        for name, scale in _typed(fields["scales"], dict, "$.scales").items():
-            scales[name] = _typed(scale, float, f"$.scales.{name}")
-        notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
-        return PruningPlan(
-            kept, tensors, attributes, swaps, scales, sizes, _typed(fields["fingerprint"], str, "$.fingerprint"), notes
+        scales, shifts = (
+            {
+                name: _typed(number, float, f"$.{key}.{name}")
+                for name, number in _typed(fields.get(key, {}), dict, f"$.{key}").items()
+            }
+            for key in ("scales", "shifts")
         )
+        notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
+        prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
+        return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, prints[0], notes, prints[1])
+
+
+def unregistered(swap: str) -> str:
+    """What to do about a swap that this process does not know."""
+    return (
+        f"the swap {swap!r} is not registered here (those are {', '.join(map(repr, known_swaps()))}); "
+        "import the code that calls structprune.register_swap for it first"
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice could be read in two ways."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise PlanError(f"the plan has the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
+    return made
 
 
 def _typed(value: Any, kind: type, path: str) -> Any:

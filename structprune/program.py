@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from .nodes import Graph, Node
 from .sizes import Guard
 
 
@@ -25,7 +26,7 @@ class Call:
 class Program:
     """What one call of the model did."""
 
-    graph: fx.Graph
+    graph: Graph
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
 
@@ -34,8 +35,8 @@ class Program:
 
         Random factors for whole examples (stochastic depth) are left out: they neither couple nor fix anything.
         """
-        number: dict[fx.Node, int] = {}
-        noise: set[fx.Node] = set()
+        number: dict[Node, int] = {}
+        noise: set[Node] = set()
         rows: list[Any] = []
         for node in self.graph.nodes:
             operands, shape, op = node.all_input_nodes, node.meta.get("shape"), node.meta["op"]
@@ -55,7 +56,7 @@ class Program:
 _RANDOM = frozenset({"empty", "new_empty", "rand", "bernoulli", "div", "floor", "add"})
 
 
-def _is_noise(node: fx.Node, has_values: bool) -> bool:
+def _is_noise(node: Node, has_values: bool) -> bool:
     """A factor for each example, made from random numbers alone."""
     if node.op != "call_function" or has_values or node.meta["op"] not in _RANDOM:
         return False
@@ -80,42 +81,52 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by their first qualified name."""
-    return _collect(model, lambda module: (module._parameters, module._buffers, vars(module)))
+    return _collect(modules_of(model), attributes=True)
 
 
 def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by their first qualified name."""
-    return _collect(model, lambda module: (module._parameters, module._buffers))
+    return _collect(modules_of(model), attributes=False)
 
 
-def _collect(model: nn.Module, stores: Callable[[nn.Module], tuple[Mapping[str, Any], ...]]) -> dict[str, Tensor]:
+def _collect(modules: Mapping[str, nn.Module], attributes: bool) -> dict[str, Tensor]:
     found: dict[int, tuple[str, Tensor]] = {}
-    for path, module in modules_of(model).items():
+    plain: set[type] = set()  # kinds of attributes that are no tensors
+    for path, module in modules.items():
+        state = vars(module)
+        stores: list[Mapping[str, Any]] = [module._parameters, module._buffers]
+        unknown = set(map(type, state.values())) - plain if attributes else ()
+        if unknown:
+            tensors = {kind for kind in unknown if issubclass(kind, Tensor)}
+            plain |= unknown - tensors
+            if tensors:
+                stores.append(state)
         prefix = path + "." if path else ""
-        for store in stores(module):
+        for store in stores:
             for name, value in store.items():
                 if isinstance(value, Tensor):
                     found.setdefault(id(value), (prefix + name, value))
     return dict(found.values())
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers.
+def fingerprint(model: nn.Module, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
+    """A hash of the names, shapes and ties of a model's parameters and buffers, as they are or as `cut` leaves them.
 
     The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
     """
+    kept = {id(tensor): cut[name] for name, tensor in named_tensors(model).items() if name in cut} if cut else {}
     rows: list[tuple[str, str, int, tuple[int, ...]]] = []
     for path, module in modules_of(model).items():
-        prefix = f"{path}." if path else ""
-        for kind, store in (
-            ("parameter", module._parameters),
-            ("buffer", module._buffers),
-            ("module", module._modules),
-        ):
-            for name, held in store.items():
-                if held is not None:
-                    shape = tuple(held.shape) if isinstance(held, Tensor) else ()
-                    rows.append((prefix + name, kind, id(held), shape))
+        prefix = path + "." if path else ""
+        for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    left = kept.get(id(tensor), {})
+                    shape = tuple(len(left[dim]) if dim in left else size for dim, size in enumerate(tensor.shape))
+                    rows.append((prefix + name, kind, id(tensor), shape))
+        rows += [
+            (prefix + name, "module", id(child), ()) for name, child in module._modules.items() if child is not None
+        ]
     first: dict[int, str] = {}
     named = [(name, kind, first.setdefault(key, name), shape) for name, kind, key, shape in sorted(rows)]
     return hashlib.sha256(repr(named).encode()).hexdigest()[:32]

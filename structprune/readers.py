@@ -15,7 +15,9 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+
+from .nodes import Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +28,17 @@ class Reader:
     `inside` says of each tap whether it lies inside the input for every output position and every input size.
     """
 
-    node: fx.Node
-    source: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
+    node: Node
+    source: Node
+    weight: Node
+    bias: Node | None
     view: Callable[[Tensor], Tensor]
     inside: Tensor
     source_dim: int  # the channels of what is read
     dim: int  # the channels of the result
 
 
-def reader_of(node: fx.Node) -> Reader | None:
+def reader_of(node: Node) -> Reader | None:
     """The node as a reader; None if it is something else."""
     make = _FORMS.get(node.meta["op"])
     try:
@@ -45,14 +47,14 @@ def reader_of(node: fx.Node) -> Reader | None:
         return None
 
 
-def _linear(node: fx.Node, input: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Reader | None:
+def _linear(node: Node, input: Node, weight: Node, bias: Node | None = None) -> Reader | None:
     if len(weight.meta["shape"]) != 2:
         return None
     last = len(input.meta["shape"]) - 1
     return Reader(node, input, weight, bias, lambda w: w[None, :, :, None], _always(1), last, last)
 
 
-def _product(node: fx.Node, input: fx.Node, other: fx.Node) -> Reader | None:
+def _product(node: Node, input: Node, other: Node) -> Reader | None:
     """x @ weight"""
     if len(other.meta["shape"]) != 2 or len(input.meta["shape"]) < 2:
         return None
@@ -60,14 +62,14 @@ def _product(node: fx.Node, input: fx.Node, other: fx.Node) -> Reader | None:
     return Reader(node, input, other, None, lambda w: w.T[None, :, :, None], _always(1), last, last)
 
 
-def _addmm(node: fx.Node, input: fx.Node, mat1: fx.Node, mat2: fx.Node, **factors: Any) -> Reader | None:
+def _addmm(node: Node, input: Node, mat1: Node, mat2: Node, **factors: Any) -> Reader | None:
     if factors or input.meta["shape"] != node.meta["shape"][1:]:
         return None
     return Reader(node, mat1, mat2, input, lambda w: w.T[None, :, :, None], _always(1), 1, 1)
 
 
 def _convolution(
-    node: fx.Node, input: fx.Node, weight: fx.Node, bias: fx.Node | None = None,
+    node: Node, input: Node, weight: Node, bias: Node | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Reader:  # fmt: skip
     kernel = weight.meta["shape"][2:]
@@ -84,7 +86,7 @@ def _convolution(
 
 
 def _transposed(
-    node: fx.Node, input: fx.Node, weight: fx.Node, bias: fx.Node | None = None,
+    node: Node, input: Node, weight: Node, bias: Node | None = None,
     stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Reader:  # fmt: skip
     """With stride 1 it is a convolution with the flipped kernel; other strides reach each position differently."""

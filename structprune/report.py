@@ -49,7 +49,8 @@ class Report:
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "verification": None if check is None else {
                 "ok": check.ok, "max_abs_error": check.max_abs_error, "max_rel_error": check.max_rel_error,
-                "first_difference": check.first_difference, "comparisons": [vars(c) for c in check.comparisons],
+                "first_difference": check.first_difference, "deviation": check.deviation,
+                "comparisons": [vars(c) for c in check.comparisons],
             },
             "fixed": self.fixed,
             "notes": list(self.notes),

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from torch import nn
 
-from .api import Result, analyze, removed_units, report_on
+from .api import Result, analyze, report_on
 from .collector import paused
 from .constants import Knowns
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
@@ -20,11 +20,11 @@ from .graph import ChannelGraph
 from .liveness import Liveness
 from .mask import zeroed
 from .plan import PruningPlan
-from .planning import settle
 from .prepare import calls_of, unwrap
-from .program import Call
+from .program import Call, fingerprint
 from .promote import dead_by_zeros, nearly_dead
 from .report import Loss
+from .settlement import settle
 from .surgery import apply
 from .unmask import masks_of, unmask
 from .verify import Verification, agreement, deviation, double, find_device
@@ -94,7 +94,7 @@ def shrink(
 def _promoted(graph: ChannelGraph, model: nn.Module, threshold: float) -> tuple[nn.Module, dict[str, Loss]]:
     """The unmasked model of a graph, with zeros for all that belongs to channels that are nearly dead."""
     units, lost = nearly_dead(graph, {m.qualified: m.original for m in masks_of(model)}, threshold)
-    return zeroed(settle(graph, units), graph.model), lost
+    return zeroed(settle(graph, units)[0], graph.model), lost
 
 
 def check_promotion(structured: Any, threshold: Any) -> None:
@@ -119,6 +119,7 @@ def _shrunk(
         edits = edits_of(liveness)
     plan = replace(plan, swaps={**plan.swaps, **{p: ("bias", len(b)) for p, b in edits.biases.items()}})
     small = _cut(masked, plan, edits)
+    plan = replace(plan, becomes=fingerprint(small))
     if not verify:
         return small, plan, None, liveness
     device = find_device(None)
@@ -142,8 +143,8 @@ def find_dead(graph: ChannelGraph) -> tuple[Liveness, PruningPlan]:
     liveness = Liveness(graph, [Knowns(program, graph.space.tensors) for program in graph.space.programs])
     while True:
         units = np.flatnonzero(liveness.dead)
-        plan = settle(graph, units)
-        back = np.setdiff1d(units, removed_units(graph, plan))
+        plan, gone = settle(graph, units)
+        back = np.setdiff1d(units, gone)
         if not len(back):
             return liveness, plan
         liveness.keep(back, "; ".join(plan.notes), idle=True)
@@ -183,4 +184,4 @@ def plan_from_masks(model: nn.Module, example_inputs: Any) -> PruningPlan:
     """
     graph = analyze(unmask(unwrap(model)), example_inputs)
     with paused():
-        return settle(graph, dead_by_zeros(graph))
+        return settle(graph, dead_by_zeros(graph))[0]

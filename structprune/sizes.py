@@ -28,10 +28,15 @@ class DimOf:
 
 @dataclass(frozen=True)
 class AttributeOf:
-    """An integer attribute of a module, by the module's path."""
+    """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its index."""
 
     module: str
     name: str
+    index: int | None = None
+
+    def pick(self, value: Any) -> int:
+        """The number, of what the attribute holds."""
+        return int(value if self.index is None else value[self.index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +143,15 @@ for _name in ("pos", "trunc", "floor", "ceil", "round"):
     setattr(Size, f"__{_name}__", lambda self, digits=None: self)
 Size.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign, assignment, misc]
 Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment, misc]
+
+
+def attributes_as_sizes(path: str, state: dict[str, Any], shapes: bool) -> None:
+    """The integers among a module's attributes, and with `shapes` those in its short tuples and lists, become sizes."""
+    for key, value in state.items():
+        if type(value) is int:
+            state[key] = Size(value, AttributeOf(path, key))
+        elif shapes and type(value) in (tuple, list) and 0 < len(value) <= 16 and all(type(n) is int for n in value):
+            state[key] = type(value)(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
 
 
 def evaluate(size: Any, leaf: Callable[[DimOf | AttributeOf], int]) -> Any:

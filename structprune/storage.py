@@ -1,55 +1,107 @@
-"""Files: a plan as JSON beside weights as safetensors. Nothing is ever unpickled."""
+"""Files: a pruned model as a folder or as one file, with the plan inside. Nothing is ever unpickled.
+
+A folder holds `plan.json`, to read and compare, and `model.safetensors`, whose metadata holds the plan once more
+and a record of how the model was made. The weights are renamed into place first: a process that is killed before
+the plan follows leaves an old plan beside new weights, which is told from a mix of two saves by the hash of the plan
+that the weights replaced.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError
 from .plan import PruningPlan
+from .specs import parse
 from .surgery import apply
 
 if TYPE_CHECKING:
     from .api import Result
 
-PLAN, WEIGHTS = "plan.json", "model.safetensors"
+PLAN, WEIGHTS, SUFFIX = "plan.json", "model.safetensors", ".safetensors"
+PARTIAL = ".partial"  # of files that are being written
+_KEY = "structprune."
 
 
-def save(result: Result, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes `plan.json` and `model.safetensors`; each file appears whole or not at all.
+@dataclass(frozen=True)
+class Saved:
+    """What a folder or file says of itself: the plan, the record, and where the weights lie."""
 
-    Raises ArgumentError if the folder holds anything, unless `overwrite=True`.
+    plan: PruningPlan
+    record: dict[str, Any]
+    weights: Path
+
+
+def save(
+    result: Result, path: str | os.PathLike[str], *, overwrite: bool = False, record: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a folder of `plan.json` and `model.safetensors`, or one file if the path ends in `.safetensors`.
+
+    Either is written beside what is there and renamed: a crash leaves what was there, or what is new, and never
+    something between. The report goes along, and `record` (plain data, for JSON) with it.
+
+    Raises ArgumentError if the file exists or the folder holds anything, unless `overwrite=True`.
+
+    >>> structprune.save(result, "small.safetensors")
+    >>> again = structprune.load("small.safetensors", "torchvision:resnet18")
     """
     if not isinstance(getattr(result, "plan", None), PruningPlan) or not isinstance(
         getattr(result, "model", None), nn.Module
     ):
         raise ArgumentTypeError(f"result must be what prune returns, not {type(result).__name__}")
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ArgumentError(f"{target} is a file; save needs a folder")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    target = Path(path)
+    check_target(target, overwrite)
+    plan = result.plan.to_json()
+    made = {"report": result.report.to_dict(), **(record or {})}
+    metadata = {"schema": "1", "plan": plan, "record": json.dumps(made)}
+    if sum(map(len, metadata.values())) > 0.9 * HEADER_LIMIT:
+        raise ArgumentError("the plan is larger than the header of a safetensors file may be")
+    folder = not _is_one_file(target)
+    (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
+    metadata["replaces"] = _hash(target / PLAN) if folder else ""
+    named = {_KEY + key: value for key, value in metadata.items()}
+    weights = target / WEIGHTS if folder else target
+    write(weights, lambda at: safetensors.torch.save_model(result.model, str(at), metadata=named))
+    if folder:
+        write(target / PLAN, lambda at: at.write_text(plan + "\n"))
+
+
+def _is_one_file(path: Path) -> bool:
+    return path.suffix == SUFFIX and not path.is_dir()
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises ArgumentError if `save` would not write there."""
+    one = _is_one_file(target)
+    if target.exists() and not target.is_dir() and not one:
+        raise ArgumentError(f"{target} is a file; save needs a folder, or a name that ends in {SUFFIX}")
+    if one and target.exists() and not overwrite:
+        raise ArgumentError(f"{target} exists; pass overwrite=True to replace it")
+    if target.is_dir() and not overwrite and any(p.suffix != PARTIAL for p in target.iterdir()):
         raise ArgumentError(f"{target} is not empty; pass overwrite=True to write there all the same")
-    target.mkdir(parents=True, exist_ok=True)
-    _write(target / WEIGHTS, lambda path: safetensors.torch.save_model(result.model, str(path)))
-    _write(target / PLAN, lambda path: path.write_text(result.plan.to_json() + "\n"))
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def write(path: Path, fill_in: Callable[[Path], Any]) -> None:
     """Writes beside the file, then renames: a crash leaves the old file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     os.close(handle)
     try:
-        write(Path(temporary))
+        fill_in(Path(temporary))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -57,72 +109,87 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # by processes that were killed
+        left.unlink(missing_ok=True)
 
 
-def load(folder: str | os.PathLike[str], make_model: Callable[[], nn.Module] | nn.Module) -> nn.Module:
-    """The pruned model: `make_model` (a callable, or an unpruned module, which is left as it is), cut to the
-    saved plan and filled with the saved weights, bit for bit.
+def load(
+    path: str | os.PathLike[str], make_model: Callable[[], nn.Module] | nn.Module | str | None = None
+) -> nn.Module:
+    """The pruned model that `save` wrote, bit for bit: no tracing, nothing unpickled.
 
-    Raises FileFormatError (with the tensor and what is wrong with it), PlanError, ArgumentTypeError.
+    Args:
+        make_model: the unpruned model (left as it is), a callable that makes one, or a spec such as
+            `"torchvision:resnet18"`, `"timm:..."`, `"transformers:..."` or `"package.module:callable"`. It may be left
+            out where the file says which model of a library it came from, as those of the command line do.
+
+    Raises FileFormatError (with the tensor and what is wrong with it), PlanError, ArgumentError, ArgumentTypeError.
     """
-    source = Path(folder)
-    for name in (PLAN, WEIGHTS):
-        if not (source / name).is_file():
-            raise FileFormatError(f"{source} holds no {name}")
-    try:
-        plan = PruningPlan.from_json((source / PLAN).read_text())
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{source / PLAN} is not text: {error}") from error
-    if not callable(make_model):
-        raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(make_model).__name__}")
-    model = make_model if isinstance(make_model, nn.Module) else make_model()
+    saved = read(path)
+    model = make_model if isinstance(make_model, nn.Module) else _make(saved, make_model)
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(model).__name__}")
-    small = apply(plan, model)
-    fill(small, source / WEIGHTS)
+    small = apply(saved.plan, model)
+    fill(small, saved.weights)
     return small
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: names, dtypes and shapes, before any memory is spent on values."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 0 < length <= min(os.path.getsize(path) - 8, 100_000_000):
-            raise FileFormatError(f"{path} is not a safetensors file, or it is truncated")
-        try:
-            header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FileFormatError(f"{path} is not a safetensors file: {error}") from error
-    if not isinstance(header, dict):
-        raise FileFormatError(f"{path} is not a safetensors file")
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def fill(model: nn.Module, path: Path) -> None:
-    """Loads every tensor of the file into the model; names and shapes must agree exactly."""
-    header = read_header(path)
-    state = model.state_dict(keep_vars=True)
-    homes: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        homes.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), []).append(name)
-    for names in homes.values():
-        if not any(name in header for name in names):
-            raise FileFormatError(f"{path} lacks the tensor {names[0]!r}")
-    for name, entry in header.items():
-        if name not in state:
-            raise FileFormatError(f"{path} holds {name!r}, which the model does not have")
-        if tuple(entry["shape"]) != tuple(state[name].shape):
-            raise FileFormatError(
-                f"{path}: {name} has the shape {tuple(entry['shape'])}, the model {tuple(state[name].shape)}"
+def _make(saved: Saved, make_model: Any) -> Any:
+    if isinstance(make_model, str):
+        return parse(make_model).build()
+    if make_model is None:
+        spec = recorded_spec(saved)
+        if spec is None:
+            raise ArgumentTypeError(
+                f"{saved.weights} does not say what model of a library it came from: pass make_model"
             )
+        return parse(spec).build()
+    if not callable(make_model):
+        raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(make_model).__name__}")
+    return make_model()
+
+
+def recorded_spec(saved: Saved) -> str | None:
+    """The spec of the unpruned model; None if there is none, or if it names code: a file must not choose what runs."""
+    text = saved.record.get("model")
+    return text if isinstance(text, str) and parse(text).known else None
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """The plan and the record of a folder or file. Raises FileFormatError, and PlanError for a plan that is wrong."""
+    source = Path(path)
+    weights = source / WEIGHTS if source.is_dir() or source.suffix != SUFFIX else source
+    if not weights.is_file():
+        raise FileFormatError(f"{source} holds no {WEIGHTS}" if weights != source else f"there is no file {source}")
+    metadata = {k.removeprefix(_KEY): v for k, v in read_header(weights)[1].items() if k.startswith(_KEY)}
+    if metadata and metadata.get("schema") != "1":
+        raise FileFormatError(f"{weights}: this version reads files of schema 1, not {metadata.get('schema')!r}")
+    beside = source / PLAN if source.is_dir() else None
+    return Saved(_plan(metadata, beside, weights), _record(metadata, weights), weights)
+
+
+def _plan(metadata: Mapping[str, str], beside: Path | None, weights: Path) -> PruningPlan:
+    inside = metadata.get("plan")
+    if beside is None or not beside.is_file():
+        if inside is None:
+            raise FileFormatError(f"{weights} holds no plan" if beside is None else f"{beside.parent} holds no {PLAN}")
+        return PruningPlan.from_json(inside)
+    if inside is not None and _hash(beside) == metadata.get("replaces"):
+        return PruningPlan.from_json(inside)  # a process was killed before it wrote the new plan.json
     try:
-        values: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise FileFormatError(f"{path} cannot be read: {error}") from error
-    for name, value in values.items():
-        if value.dtype != state[name].dtype:
-            raise FileFormatError(f"{path}: {name} is {value.dtype}, the model's is {state[name].dtype}")
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
+        plan = PruningPlan.from_json(beside.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{beside} is not text: {error}") from error
+    if inside is not None and plan != PruningPlan.from_json(inside):
+        raise FileFormatError(f"{beside} is not the plan that {weights.name} was saved with: one of them was exchanged")
+    return plan
+
+
+def _record(metadata: Mapping[str, str], weights: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(metadata.get("record", "{}"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{weights}: its record is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise FileFormatError(f"{weights}: its record is not a JSON object")
+    return record

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .collector import paused
 from .copying import deep_value
 from .fitting import check_fits
-from .nn import swap
 from .plan import PruningPlan
 from .program import modules_of, named_tensors
+from .swaps import swap
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
@@ -31,14 +31,15 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     check_fits(plan, model)
     tensors = named_tensors(model)
     paths = {id(module): path for path, module in modules_of(model).items()}
-    chosen = {name: t for name, t in tensors.items() if not inplace or name in plan.cut}
+    cut = plan.cut
+    chosen = {name: t for name, t in tensors.items() if not inplace or name in cut}
     with torch.no_grad():
-        index = _Index()
-        sliced = {id(t): slice_tensor(t, plan.cut.get(name, {}), index) for name, t in chosen.items()}
+        slicer = Slicer()
+        sliced = {id(t): slice_tensor(t, cut.get(name, {}), slicer) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
-            sliced[id(tensors[name])].mul_(scale)
+            sliced[id(tensors[name])].mul_(scale).add_(plan.shifts.get(name, 0.0))
     if inplace:
-        _replace(model, sliced)
+        replace_tensors(model, sliced)
         small = model
     else:
         memo: dict[int, Any] = dict(sliced)
@@ -47,29 +48,61 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
-            setattr(modules[path], name, value)
+            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small
 
 
-class _Index(dict[tuple[int, torch.device], Tensor]):
-    """Index tensors, made once for the many parameters that keep the same indices (and share the tuple)."""
+class Slicer:
+    """Cuts tensors. Index tensors are made once for the many parameters that keep the same indices (and share the
+    tuple), and what lies between two cuts stays in a small buffer: fresh memory costs more than copying."""
 
-    def of(self, indices: tuple[int, ...], device: torch.device) -> Tensor:
+    BLOCK = 1 << 18  # elements
+
+    def __init__(self) -> None:
+        self._indices: dict[tuple[int, torch.device], Tensor] = {}
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def index(self, indices: tuple[int, ...], device: torch.device) -> Tensor:
+        """The indices as a tensor."""
         key = (id(indices), device)
-        if key not in self:
-            self[key] = torch.tensor(indices, device=device)
-        return self[key]
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(indices, device=device)
+        return self._indices[key]
+
+    def cut(self, data: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
+        """A new tensor with the kept indices."""
+        if not kept:
+            return data.clone()
+        if len(kept) == 2 and 0 in kept and data.device.type == "cpu" and data.is_contiguous():
+            return self._cut_twice(data, kept)
+        for dim in sorted(kept, key=lambda d: len(kept[d]) / data.shape[d]):
+            data = data.index_select(dim, self.index(kept[dim], data.device))
+        return data
+
+    def _cut_twice(self, data: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
+        """Cuts dimension 0 and another one, a few rows at a time."""
+        dim = max(kept)
+        rows, inner = self.index(kept[0], data.device), self.index(kept[dim], data.device)
+        shape = list(data.shape)
+        shape[0], shape[dim] = len(rows), len(inner)
+        out = data.new_empty(shape)
+        width = data[0].numel()
+        step = max(1, self.BLOCK // max(width, 1))
+        if step * width > self._buffers.get(data.dtype, data[:0]).numel():
+            self._buffers[data.dtype] = data.new_empty(max(step * width, self.BLOCK))
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            buffer = self._buffers[data.dtype][: len(some) * width].view(len(some), *data.shape[1:])
+            torch.index_select(data, 0, some, out=buffer)
+            torch.index_select(buffer, dim, inner, out=out[start : start + step])
+        return out
 
 
-def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], index: _Index) -> Tensor:
+def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Slicer) -> Tensor:
     """A new tensor with the kept indices, and everything else about it unchanged."""
-    data = tensor.detach()
-    for dim in sorted(kept, key=lambda d: len(kept[d]) / tensor.shape[d]):
-        data = data.index_select(dim, index.of(kept[dim], tensor.device))
-    if not kept:
-        data = data.clone()
+    data = slicer.cut(tensor.detach(), kept)
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
     if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
         data = data.contiguous(memory_format=layout)
@@ -78,7 +111,7 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], index: _In
         out = nn.Parameter(data, tensor.requires_grad)
         out.__class__ = type(tensor)
     if tensor.is_leaf and tensor.grad is not None:
-        out.grad = slice_tensor(tensor.grad, kept, index)
+        out.grad = slice_tensor(tensor.grad, kept, slicer)
     for key, value in vars(tensor).items():
         setattr(out, key, value)
     return out
@@ -110,7 +143,8 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
     return new
 
 
-def _replace(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
+def replace_tensors(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
+    """Puts new tensors in the place of old ones (by `id`), wherever modules hold them."""
     for module in model.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
         for store in stores:

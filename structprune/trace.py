@@ -1,4 +1,4 @@
-"""Tracing: run the model once and write down the operations it calls, as a torch.fx graph.
+"""Tracing: run the model once and write down the operations it calls, as a graph.
 
 The recorder is a `torch.overrides.TorchFunctionMode`: it sees every call of a public PyTorch function with
 its Python arguments, on real tensors, without looking at autograd. Each node of the graph keeps the name of
@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType, MethodType
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from .counting import STATISTICS, uncounted
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
+from .nodes import Graph, Node
 from .ops import QUERIES, SIZES, operation, python_body
-from .program import Call, Program, modules_of, named_tensors, tensors_in
+from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
+from .rewriting import stated
 from .shapes import stand_in, together
-from .sizes import AttributeOf, DimOf, Guard, Size, guarding
+from .sizes import DimOf, Guard, Size, attributes_as_sizes, guarding
 
 _TAG = "_structprune_node"
 
@@ -36,7 +39,7 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
 
 # Operations for which it matters whose `forward` calls them.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", *STATISTICS})
 
 
 class ValuesNeeded(BaseException):
@@ -48,25 +51,24 @@ class Recorder(TorchFunctionMode):
 
     def __init__(
         self,
-        model: nn.Module,
         leaves: Callable[[str], bool],
-        names: Mapping[int, str],
+        tensors: Mapping[str, Tensor],
+        plain: Collection[str],
         paths: Mapping[int, str],
         computing: bool,
     ):
         super().__init__()
-        self.program = Program(fx.Graph())
+        self.program = Program(Graph())
         self.leaves = leaves
-        self.names = names  # id of a parameter, buffer or tensor attribute -> its qualified name
+        self.names = {id(t): name for name, t in tensors.items()}  # parameters, buffers and plain tensor attributes
+        self.plain = plain  # names of those that are mere attributes
         self.paths = paths  # id of a module -> its path
         self.stack: list[str] = []
         self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
         self.failed: str | None = None  # the innermost module whose forward raised
-        registered = {id(t) for t in (*model.parameters(), *model.buffers())}
-        self.plain = {name for key, name in names.items() if key not in registered}
         self.computing = computing
-        self.on_meta = any(p.is_meta for p in model.parameters())
-        self.constants: dict[int, tuple[fx.Node, Tensor]] = {}
+        self.on_meta = any(t.is_meta for t in tensors.values())
+        self.constants: dict[int, tuple[Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
 
@@ -131,8 +133,8 @@ class Recorder(TorchFunctionMode):
         masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
         return masked or name in _VALUED or not self.leaves(name)
 
-    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> fx.Node:
-        node = self.program.graph.call_function(function, args, kwargs)
+    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Node:
+        node = self.program.graph.add("call_function", function, args, kwargs)
         node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
         if name in _NORMS:
             node.meta["code"] = caller()
@@ -140,7 +142,7 @@ class Recorder(TorchFunctionMode):
 
     # -- values and nodes -------------------------------------------------------------------------------
 
-    def bind(self, node: fx.Node, out: Any) -> None:
+    def bind(self, node: Node, out: Any) -> None:
         """`out` is from now on what `node` computed."""
         if isinstance(out, Tensor):
             node.meta["shape"] = tuple(out.shape)
@@ -152,19 +154,19 @@ class Recorder(TorchFunctionMode):
         elif isinstance(out, list | tuple):
             for i, item in enumerate(out):
                 if any(True for _ in tensors_in(item)):
-                    part = self.program.graph.call_function(_item, (node, i))
+                    part = self.program.graph.add("call_function", _item, (node, i))
                     part.meta.update(node.meta, op="item", inplace=False)
                     part.meta.pop("shape", None)
                     self.bind(part, item)
 
-    def node(self, tensor: Tensor) -> fx.Node:
+    def node(self, tensor: Tensor) -> Node:
         """The node that computed `tensor`; a parameter or constant gets one when it is first met."""
         node = getattr(tensor, _TAG, None)
         if node is not None and node.graph is self.program.graph:
             return node
         if id(tensor) not in self.constants:
             name = self.names.get(id(tensor), "")
-            node = self.program.graph.create_node("get_attr", name or f"_constant_{len(self.constants)}")
+            node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}")
             node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
             node.meta.update(path=name.rpartition(".")[0], where="", tensor=name, plain=name in self.plain)
             if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
@@ -174,10 +176,13 @@ class Recorder(TorchFunctionMode):
 
     def lift(self, value: Any) -> Any:
         """Arguments with nodes in place of tensors."""
+        kind = type(value)
+        if kind is int or kind is float or kind is bool or value is None:
+            return value
         if isinstance(value, Tensor):
             return self.node(value)
         if isinstance(value, tuple):
-            return tuple(self.lift(v) for v in value)
+            return tuple([self.lift(v) for v in value])
         if isinstance(value, list):
             return [self.lift(v) for v in value]
         if isinstance(value, dict):
@@ -264,13 +269,13 @@ def trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]] = MappingProxyType({}),
+    stand_ins: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType({}),
 ) -> Program:
     """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit.
 
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
-        stand_ins: attributes, `forward` among them, that rigid modules have meanwhile, by exact type.
+        stand_ins: the class that rigid modules have meanwhile, by exact type.
 
     Costly operations are not computed at first; where the model turns out to look at values, it is run again.
     """
@@ -285,36 +290,40 @@ def _trace(
     model: nn.Module,
     call: Call,
     leaves: Callable[[str], bool],
-    stand_ins: Mapping[type[nn.Module], Mapping[str, Any]],
+    stand_ins: Mapping[type[nn.Module], type[nn.Module]],
     computing: bool,
 ) -> Program:
     every = modules_of(model)
     scripted = {id(m) for s in every.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
     modules = {path: m for path, m in every.items() if id(m) not in scripted}
     tensors = named_tensors(model)
-    names = {id(tensor): name for name, tensor in tensors.items()}
     paths = {id(module): path for path, module in every.items()}
     before = [(vars(m), vars(m).copy()) for m in modules.values()]
-    before += [(d, d.copy()) for m in modules.values() for d in vars(m).values() if type(d) in (dict, OrderedDict)]
-    recorder = Recorder(model, leaves, names, paths, computing)
+    dicts = [d for m in modules.values() for d in vars(m).values() if type(d) is dict or type(d) is OrderedDict]
+    before += [(d, d.copy() if d else {}) for d in dicts]
+    recorder = Recorder(leaves, tensors, tensors.keys() - registered_tensors(model).keys(), paths, computing)
     for tensor in tensors.values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+    swapped: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
         for path, module in modules.items():
             state = vars(module)
             state["training"] = call.training
-            if state.get("_compiled_call_impl") is not None:
-                state["_compiled_call_impl"] = None
-            if type(module) in stand_ins and "forward" not in state:
-                for key, value in stand_ins[type(module)].items():
-                    state[key] = MethodType(value, module) if callable(value) else value
-            for key, value in state.items():
-                if type(value) is int:
-                    state[key] = Size(value, AttributeOf(path, key))
+            state.update({k: None for k in ("_compiled_call_impl",) if k in state})
+            kind = type(module)
+            free = stand_ins.get(kind, uncounted(kind))
+            if free is not kind and "forward" not in state:
+                swapped.append((module, kind))
+                module.__class__ = free
+                state.update(stated(module))
+            # Those of torch.nn are strides, paddings and kernels.
+            attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
         return _run(model, call, recorder)
     finally:
         recorder.restore()
+        for module, kind in swapped:
+            module.__class__ = kind
         for store, content in before:
             store.clear()
             store.update(content)
@@ -323,10 +332,10 @@ def _trace(
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
     program = recorder.program
     program.training = call.training
-    inputs: dict[int, fx.Node] = {}
+    inputs: dict[int, Node] = {}
     for i, tensor in enumerate(tensors_in((call.args, dict(call.kwargs)))):
         if id(tensor) not in inputs:
-            node = inputs[id(tensor)] = program.graph.placeholder(f"input_{i}")
+            node = inputs[id(tensor)] = program.graph.add("placeholder", f"input_{i}")
             node.meta.update(op="input", shape=tuple(tensor.shape), dtype=tensor.dtype, path="", where="")
             recorder.constants[id(tensor)] = (node, tensor)
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
@@ -349,7 +358,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             raise
         except Exception as error:
             raise _explained(error, call, recorder.failed) from error
-    node = program.graph.output(recorder.lift(tuple(tensors_in(output))))
+    node = program.graph.add("output", "output", (recorder.lift(tuple(tensors_in(output))),))
     node.meta.update(op="output", shape=(), path="", where="")
     _mark_unread(program.graph)
     return program
@@ -363,7 +372,7 @@ def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsE
     )
 
 
-def _mark_unread(graph: fx.Graph) -> None:
+def _mark_unread(graph: Graph) -> None:
     """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
     for node in reversed(graph.nodes):
         read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))

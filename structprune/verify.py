@@ -19,6 +19,7 @@ from .mask import zeroed
 from .ops import operation
 from .plan import PruningPlan
 from .program import Call, map_tensors, named_tensors, tensors_in
+from .stock import over_kept
 from .surgery import apply
 
 # max|a - b| / max|b| that each dtype deserves.
@@ -44,7 +45,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome: `ok`, the largest errors in float64, and where the models first differ if they do."""
+    """The outcome: `ok`, the largest errors in float64, and where the models first differ if they do.
+
+    With `norm="stock"`, what the pruned model must equal is the masked original whose stock norms see the kept
+    channels only; `deviation` is its largest relative difference from the masked original itself, and is not judged.
+    """
 
     ok: bool
     max_abs_error: float
@@ -52,6 +57,7 @@ class Verification:
     first_difference: str | None
     comparisons: tuple[Comparison, ...]
     message: str
+    deviation: float | None = None
 
     def __bool__(self) -> bool:
         return self.ok
@@ -120,11 +126,13 @@ def verify(
     masked = zeroed(plan, model)
     original = double(model, device)
     exact = double(masked, device), apply(plan, original) if plan.scales else double(small, device)
+    deviates = deviation(exact[1], exact[0], calls) if plan.stock else None
+    exact = over_kept(plan, exact[0]), exact[1]
     with _deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
         for call in calls:
             _check_comparable(original, exact[0], _fresh(call, device, torch.float64))
-    return agreement(exact, (masked, small), calls, device)
+    return agreement(exact, (over_kept(plan, masked), small), calls, device, deviates=deviates)
 
 
 def agreement(
@@ -133,8 +141,12 @@ def agreement(
     calls: Sequence[Call],
     device: torch.device,
     modes: Sequence[str] = ("eval", "train"),
+    deviates: float | None = None,
 ) -> Verification:
-    """Compares two models, given in float64 and in their own dtype, on fresh inputs like those of `calls`."""
+    """Compares two models, given in float64 and in their own dtype, on fresh inputs like those of `calls`.
+
+    `deviates` is what stock norms make of the difference from the masked original, if there are any.
+    """
     dtype = next((p.dtype for p in working[0].parameters() if p.is_floating_point()), torch.float32)
     rows: list[Comparison] = []
     failed: Call | None = None
@@ -152,7 +164,7 @@ def agreement(
             for call in calls:
                 row = _compare(pair, _fresh(call, device, dtype), "eval", dtype, device, None)
                 rows += [row] if row is not None else []
-    return _outcome(rows, first)
+    return _outcome(rows, first, deviates)
 
 
 def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> float:
@@ -184,20 +196,21 @@ def double(model: nn.Module, device: torch.device) -> nn.Module:
     return copied
 
 
-def _outcome(rows: Sequence[Comparison], first: str | None) -> Verification:
+def _outcome(rows: Sequence[Comparison], first: str | None, deviation: float | None) -> Verification:
     exact = [r for r in rows if r.dtype == "float64"]
     ok = all(r.ok for r in rows)
     absolute = max((r.max_abs_error for r in exact), default=0.0)
     relative = max((r.max_rel_error for r in exact), default=0.0)
     modes = " and ".join(dict.fromkeys(r.mode for r in exact))
-    message = f"equal to the masked original: {relative:.1e} relative in float64 ({modes} mode)"
+    oracle = "the masked original" + ("" if deviation is None else " with stock norms over the kept channels")
+    message = f"equal to {oracle}: {relative:.1e} relative in float64 ({modes} mode)"
+    if deviation is not None:
+        message += f"; for its stock norms it deviates from the masked original by {deviation:.1e}"
     if not ok:
         worst = max((r for r in rows if not r.ok), key=lambda r: r.max_rel_error)
         where = f"; first difference in {first}" if first else ""
-        message = (
-            f"DIFFERS from the masked original by {worst.max_rel_error:.1e} ({worst.dtype}, {worst.mode} mode){where}"
-        )
-    return Verification(ok, absolute, relative, first, tuple(rows), message)
+        message = f"DIFFERS from {oracle} by {worst.max_rel_error:.1e} ({worst.dtype}, {worst.mode} mode){where}"
+    return Verification(ok, absolute, relative, first, tuple(rows), message, deviation)
 
 
 def _runs_in(dtype: torch.dtype, device: torch.device) -> bool:

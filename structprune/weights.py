@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .constants import Knowns
 from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
 from .nn import width_of_bias
+from .nodes import Graph, Node
 from .readers import Reader
 
 
@@ -102,9 +103,9 @@ def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
     return [_weight(graph, calls, users) for calls in found.values()]
 
 
-def _users(graph: ChannelGraph) -> dict[str, set[fx.Node]]:
+def _users(graph: ChannelGraph) -> dict[str, set[Node]]:
     """The operations that use a parameter or buffer, in all programs."""
-    users: dict[str, set[fx.Node]] = {}
+    users: dict[str, set[Node]] = {}
     for program in graph.space.programs:
         for node in program.graph.nodes:
             if node.meta["op"] == "parameter":
@@ -112,7 +113,7 @@ def _users(graph: ChannelGraph) -> dict[str, set[fx.Node]]:
     return users
 
 
-def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: Mapping[str, set[fx.Node]]) -> Weight:
+def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: Mapping[str, set[Node]]) -> Weight:
     readers = [reader for reader, _ in calls]
     first, known = calls[0]
     tensor = known.values[first.weight]
@@ -130,7 +131,7 @@ def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: 
     )  # fmt: skip
 
 
-def _units(graph: ChannelGraph, values: Iterable[tuple[fx.Node, int]], size: int) -> tuple[IntArray, IntArray]:
+def _units(graph: ChannelGraph, values: Iterable[tuple[Node, int]], size: int) -> tuple[IntArray, IntArray]:
     """The unit of each index of a dimension; 0 where calls or other dimensions disagree, and the units that do."""
     roots = graph.space.couplings.roots()
     found = []
@@ -145,7 +146,7 @@ def _units(graph: ChannelGraph, values: Iterable[tuple[fx.Node, int]], size: int
     return np.where(same, rows[:, 0], 0), np.unique(rows[~same])
 
 
-def _outlet(graph: ChannelGraph, readers: Sequence[Reader], users: Mapping[str, set[fx.Node]]) -> Outlet:
+def _outlet(graph: ChannelGraph, readers: Sequence[Reader], users: Mapping[str, set[Node]]) -> Outlet:
     """A bias that nothing else uses; else the mean of the batch norm that follows; else a bias that is new."""
     nodes = {r.node for r in readers}
     biases = {r.bias for r in readers}
@@ -161,14 +162,14 @@ def _outlet(graph: ChannelGraph, readers: Sequence[Reader], users: Mapping[str, 
     return Outlet(biases=tuple(sorted(names)))
 
 
-def _means(nodes: set[fx.Node], users: Mapping[str, set[fx.Node]], trained: set[fx.Graph]) -> tuple[str, ...]:
+def _means(nodes: set[Node], users: Mapping[str, set[Node]], trained: set[Graph]) -> tuple[str, ...]:
     """The running means of the batch norms that alone read these results, and read nothing else."""
     norms = {user for node in nodes for user in node.users}
     means = set()
     for norm in norms:
         mean = norm.args[1] if norm.target is nn.functional.batch_norm and len(norm.args) > 1 else None
         of_batch = norm.kwargs.get("training", norm.args[5] if len(norm.args) > 5 else False)
-        if not isinstance(mean, fx.Node) or norm.args[0] not in nodes or (of_batch and norm.graph not in trained):
+        if not isinstance(mean, Node) or norm.args[0] not in nodes or (of_batch and norm.graph not in trained):
             return ()
         means.add(mean.meta.get("tensor", ""))
     return tuple(sorted(means)) if all(m in users and users[m] <= norms for m in means) else ()

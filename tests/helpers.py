@@ -197,7 +197,7 @@ def assert_equal_state(small: nn.Module, masked: nn.Module, plan: sp.PruningPlan
     for name, tensor in expected.items():
         if tensor.is_floating_point():
             cut = plan.kept.get(name) or plan.tensors.get(name, {})
-            expected_part = sliced(tensor.detach(), cut) * plan.scales.get(name, 1.0)
+            expected_part = sliced(tensor.detach(), cut) * plan.scales.get(name, 1.0) + plan.shifts.get(name, 0.0)
             assert_close(found[name].detach(), expected_part, f"{what}: {name}")
 
 

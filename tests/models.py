@@ -1511,6 +1511,97 @@ case(
     w=parameter(4, 8),
 )
 
+# -- sizes that modules keep in tuples and lists --------------------------------------------------------------
+
+
+class Shaped(nn.Module):
+    """A shape as an attribute, of channels and of something else."""
+
+    def __init__(self, shape: Any, width: int, forward: Forward) -> None:
+        super().__init__()
+        self.shape, self.compute = shape, forward
+        self.a, self.out = nn.Linear(6, width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.compute(self, self.a(x)))
+
+
+def _by_heads(x: Tensor) -> Tensor:
+    """Something that keeps each head whole."""
+    return x.softmax(2)
+
+
+for name, units, shape, forward in [
+    ("view by heads", [8], (8, 4), lambda m, h: _by_heads(h.view(len(h), *m.shape)).view(len(h), -1)),
+    ("view by heads, in a list", [8], [8, 4], lambda m, h: _by_heads(h.view(len(h), *m.shape)).flatten(1)),
+    ("view by heads, indexed", [8], (8, 4), lambda m, h: _by_heads(h.view(-1, m.shape[0], m.shape[1])).flatten(1)),
+    ("unflatten", [8], (8, 4), lambda m, h: _by_heads(h.unflatten(1, m.shape)).flatten(1)),
+    ("split", [8], (3, 5), lambda m, h: torch.cat([p.relu() for p in h.split(m.shape, 1)], 1)),
+    ("a constant", [8], [1, 8], lambda m, h: h + torch.ones(m.shape, dtype=h.dtype).cumsum(0)),
+    ("not of channels", [8], (2, 2), lambda m, h: h.view(*m.shape, -1).view(4, -1)),
+    ("too small to tell from another", [], (4, 8), lambda m, h: h.view(m.shape).softmax(1) * m.shape[1]),
+    (
+        "both numbers",
+        [8],
+        (8, 4),
+        lambda m, h: _by_heads(h.view(len(h), *m.shape)).view(len(h), m.shape[0] * m.shape[1]),
+    ),
+]:
+    width = {(3, 5): 8, (8, 4): 32}.get(tuple(shape), 8)
+    model_case(f"a shape in an attribute: {name}", units, Shaped(shape, width, forward), ROWS)
+
+# -- values without elements ----------------------------------------------------------------------------------
+
+
+def _found(x: Tensor) -> Tensor:
+    """The examples that are large: none of those traced."""
+    return x.amax((1, 2, 3)) > 99
+
+
+for name, empty, why in [
+    ("a slice", lambda h, x: h[:0], "no elements"),
+    ("permuted", lambda h, x: h[:0].permute(0, 2, 3, 1), "no elements"),
+    ("in parts", lambda h, x: torch.stack(h[:0].split([3, 5], 1)[1].unbind(1)), "no elements"),
+    ("the second axis", lambda h, x: h[:, :, :0].transpose(1, 3), "no elements"),
+    ("flattened", lambda h, x: h[:0].flatten(1), "no elements"),
+    ("a mask", lambda h, x: h[_found(x)], "output"),
+    ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "no elements"),
+    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "no elements"),
+    ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "fixed"),
+]:
+    case(
+        f"no elements: {name}",
+        [],
+        lambda m, x: (m.out(h := m.a(x)), m.empty(h, x)),
+        kept={"a.weight[0]": why},
+        a=conv(3, 8),
+        out=conv(8, 4),
+        empty=empty,
+    )
+case(
+    "no elements: a layer of its own",
+    [8],
+    lambda m, x: (m.out(m.a(x)), m.b(x[:0]).flatten(2).mT),
+    kept={"b.weight[0]": "no elements"},
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "no elements, and none of the channels either",
+    [8],
+    lambda m, x: (m.out(h := m.a(x)), h[:, :0].flatten(1), h[:, 8:]),
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "an empty batch next to a full one",
+    [8],
+    lambda m, x: m.out(torch.cat([m.a(x[:0]), m.a(x)])),
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+
 # -- slices that a removal would leave empty ------------------------------------------------------------------
 
 

@@ -89,7 +89,6 @@ BAD_RATIOS = [
     (False, sp.ArgumentTypeError),
     ("half", sp.ArgumentTypeError),
     ("0.5", sp.ArgumentTypeError),
-    (None, sp.ArgumentTypeError),
     ([0.5], sp.ArgumentTypeError),
     (0.5j, sp.ArgumentTypeError),
 ]

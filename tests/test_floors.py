@@ -17,33 +17,26 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    errors version collector labels sizes ops bookkeeping nn frames readers
-    program plan copying
-    unmask
-    shapes
-    trace
-    prepare fitting rules.checks rules.zeros
-    rules.site
-    rules.pointwise rules.reduction rules.spatial rules.contraction rules.attention rules.movement
-    rules.shaping rules.indexing rules.normalization rules.recurrent
-    rules
-    analysis
-    explanation
+    bookkeeping collector errors frames labels nn nodes ops sizes source version
+    checkpoint composition copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
+    cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
+    costing plan rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    constant_rules fitting rules.indexing rules.recurrent rules.shaping rules.written stock
+    constants mask rules surgery
+    analysis inflate optimizers roles storage verify
+    explanation kinds progress report
     graph
-    importance cost constant_rules
-    planning constants
-    weights
-    liveness
-    surgery mask folding
-    verify storage
-    report
-    promote
-    api
-    shrink
-    sparsity
-    structprune demo
-    cli
-    __main__
+    constraints importance.normalization promote settlement weights
+    importance.base liveness
+    folding importance.activations importance.gradients importance.weights
+    importance regularize
+    selection
+    budget
+    planning
+    api sensitivity
+    demo iterate shrink
+    callbacks cli sparsity
+    __main__ structprune
 """
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.split("\n")) for name in names.split()}
 

@@ -16,6 +16,7 @@ import torch
 from helpers import assert_exact, assert_exact_or_nothing, randomise, tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import ops
 
 import structprune as sp
 from structprune.rules import RULES
@@ -23,6 +24,7 @@ from structprune.rules import RULES
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 SEQUENCE, VOLUME = IMAGE.flatten(2), IMAGE[..., None].expand(-1, -1, -1, -1, 2)
 aten = torch.ops.aten
+BOXES = torch.tensor([[0, 0.2, 0.1, 2.7, 3.0], [1, 0.0, 1.0, 3.0, 3.5]], dtype=torch.float64)
 
 
 class Around(nn.Module):
@@ -83,6 +85,11 @@ def complex_of(h: Tensor) -> Tensor:
     return torch.view_as_complex(torch.stack([h, h * 2], -1))
 
 
+def bag(table: Tensor, weights: Tensor) -> Tensor:
+    """Two bags, of one entry and of two."""
+    return F.embedding_bag(torch.tensor([3, 0, 4]), table, torch.tensor([0, 1]), mode="sum", per_sample_weights=weights)
+
+
 def random(function: Callable[[Tensor], Tensor]) -> list[Use]:
     """Random numbers cannot be the same in a narrower model: they are multiplied by zero."""
     return use(8, lambda h, m, x: h + 0 * function(h.clone()))
@@ -105,6 +112,19 @@ USES: dict[str, list[Use]] = {
     ),
     "bilinear": use(8, lambda h, m, x: F.bilinear(h.mean((2, 3)), m.b(x).mean((2, 3)), m.third)),
     "embedding": use(8, lambda h, m, x: h.mean((2, 3)) + F.embedding(torch.tensor([0, 3]), m.square)[:1]),
+    "embedding_bag": use(
+        8,
+        *(
+            lambda h, m, x, mode=mode: (
+                h.mean((2, 3)) + F.embedding_bag(torch.tensor([[0, 3], [4, 4]]), m.square, mode=mode)
+            )
+            for mode in ("sum", "mean", "max")
+        ),
+        lambda h, m, x: h.mean((2, 3)) + bag(m.square, x[0, 0, 0, :3]),
+        lambda h, m, x: (bag(m.square, x[0, 0, 0, :3]) + h[:, :, 0, 0]).sum(1),
+        lambda h, m, x: h[:, :, 0, 0] + torch.embedding_bag(m.square, torch.tensor([3, 0, 4]), torch.tensor([0, 1]))[0],
+    )
+    + use(7, lambda h, m, x: bag(m.square, h[0].flatten()[:3]) + h.mean((2, 3))),
     "matmul": use(
         8,
         lambda h, m, x: h.flatten(2).mT @ m.square.T,
@@ -182,8 +202,8 @@ USES: dict[str, list[Use]] = {
     "unbind": use(8, lambda h, m, x: h.unbind(3), lambda h, m, x: h.unbind(-1)[1:])
     + use(0, lambda h, m, x: h.unbind(1)),
     "select": use(8, lambda h, m, x: h.select(2, 1)),
-    "tril": use(0, lambda h, m, x: h.tril(), lambda h, m, x: h.flatten(2).tril(diagonal=-1)),
-    "triu": use(0, lambda h, m, x: h.triu(), lambda h, m, x: h.flatten(2).triu(1)),
+    "tril": use(8, lambda h, m, x: h.tril()) + use(0, lambda h, m, x: h.flatten(2).tril(diagonal=-1)),
+    "triu": use(8, lambda h, m, x: h.triu()) + use(0, lambda h, m, x: h.flatten(2).triu(1)),
     "diagonal": use(8, lambda h, m, x: h.diagonal(dim1=2, dim2=3)),
     "rot90": use(8, lambda h, m, x: h.rot90(1, (2, 3)), lambda h, m, x: h.rot90(2, (1, 2))),
     "unfold": use(8, lambda h, m, x: h.unfold(2, 2, 1))
@@ -349,6 +369,10 @@ USES: dict[str, list[Use]] = {
     "data": use(8, lambda h, m, x: h + h.data),
     "real": use(8, lambda h, m, x: complex_of(h).real),
     "imag": use(8, lambda h, m, x: complex_of(h).imag),
+    "complex": use(8, lambda h, m, x: torch.complex(h, m.b(x)), lambda h, m, x: torch.complex(h, 2 * h).sum(1)),
+    "polar": use(8, lambda h, m, x: torch.polar(h, m.b(x))),
+    "glu": use(4, lambda h, m, x: F.glu(h, 1), lambda h, m, x: F.glu(h, -3).sum(1))
+    + use(8, lambda h, m, x: F.glu(h), lambda h, m, x: F.glu(torch.cat([h, m.b(x)], 1), 1)),
     "prelu": use(8, lambda h, m, x: F.prelu(h, m.vector), lambda h, m, x: F.prelu(h, x[0, 0, 0, :1])),
     # reductions
     "max": function_of_space("max") + use(8, lambda h, m, x: torch.max(h, other=h * m.vector.mean())),
@@ -514,6 +538,24 @@ USES: dict[str, list[Use]] = {
     "replication_pad2d": use(8, lambda h, m, x: aten.replication_pad2d(h, [1, 1, 0, 0])),
     "im2col": use(8, lambda h, m, x: F.unfold(h, 2, stride=2), lambda h, m, x: F.unfold(h[0], 2)[None]),
     "col2im": use(2, lambda h, m, x: F.fold(h, (8, 8), 2, stride=2), example=SEQUENCE),
+    "deform_conv2d": use(
+        8,
+        lambda h, m, x: ops.deform_conv2d(h, x[:, :2] / 2, m.square[..., None, None]),
+        lambda h, m, x: ops.deform_conv2d(h, x[:, :2], m.square[..., None, None], m.vector[:5], mask=x[:, 2:]).sum(1),
+        lambda h, m, x: ops.deform_conv2d(x, x[:, :2], m.a.weight, m.a.bias) + m.b(x),
+        lambda h, m, x: ops.deform_conv2d(h, x[:, :2], m.vector[:, None, None, None]),
+    )
+    + use(
+        4,
+        lambda h, m, x: ops.deform_conv2d(h, torch.cat([x, x[:, :1]], 1), m.square[..., None, None]),
+    )
+    + use(6, lambda h, m, x: ops.deform_conv2d(x, h[:, :2], m.square[:, :3, None, None]))
+    + use(7, lambda h, m, x: ops.deform_conv2d(x, x[:, :2], m.square[:, :3, None, None], mask=h[:, :1])),
+    "roi_align": use(8, lambda h, m, x: ops.roi_align(h, BOXES, 2))
+    + use(0, lambda h, m, x: ops.roi_align(x, BOXES + h[0, 3:, 0, 0].cos(), 2)),
+    "roi_pool": use(8, lambda h, m, x: ops.roi_pool(h, BOXES, 2).sum(1)),
+    "ps_roi_align": use(2, lambda h, m, x: ops.ps_roi_align(h, BOXES, 2)),
+    "ps_roi_pool": use(2, lambda h, m, x: ops.ps_roi_pool(h, BOXES, 2).sum(1)),
     "pixel_shuffle": use(2, lambda h, m, x: F.pixel_shuffle(h, 2)),
     "pixel_unshuffle": use(8, lambda h, m, x: F.pixel_unshuffle(h, 2)),
     "vdot": use(8, lambda h, m, x: h * torch.vdot(h.flatten(), h.flatten())),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_exact, randomise
+from helpers import assert_exact, assert_kept, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,11 +185,150 @@ class WrittenRms(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+class Spelled(WrittenRms):
+    """Other ways of writing it."""
+
+    def __init__(self, width: int, spelling: str) -> None:
+        super().__init__(width)
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = 1 if self.spelling == "channels first" else -1
+        mean = x.pow(2).mean(dim, keepdim=True)
+        if self.spelling == "one added to the weight":  # Gemma
+            return (x * torch.rsqrt(mean + self.eps)).to(x) * (1.0 + self.weight.double())
+        if self.spelling == "a square root":
+            return x / torch.sqrt(self.eps + mean) * self.weight
+        if self.spelling == "a power":
+            return x * (mean + self.eps) ** -0.5 * self.weight
+        if self.spelling == "a positive power":
+            return x / (mean + self.eps) ** 0.5 * self.weight
+        return x * (mean + self.eps).rsqrt() * self.weight.view(1, -1, 1, 1)
+
+
 class ChannelsFirst(nn.LayerNorm):
     """A subclass with a forward of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class Super(nn.LayerNorm):
+    """A subclass that calls the original."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1) * 2
+
+
+class Written(nn.Module):
+    """Layer norms written out by hand."""
+
+    def __init__(self, width: int, spelling: str, dim: int = -1) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.spelling, self.dim, self.eps = spelling, dim, 1e-3
+
+    def shaped(self, vector: Tensor) -> Tensor:
+        return vector[:, None, None] if self.dim == 1 else vector
+
+
+class Textbook(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(self.dim, keepdim=True)
+        s = (x - u).pow(2).mean(self.dim, keepdim=True)
+        x = (x - u) / torch.sqrt(s + self.eps)
+        return self.shaped(self.gain) * x + self.shaped(self.bias)
+
+
+class Squares(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        d = x - torch.mean(x, dim=self.dim, keepdim=True)
+        return d * torch.rsqrt(torch.mean(d * d, self.dim, True) + self.eps) * self.shaped(self.gain)
+
+
+class Inline(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        s = torch.square(x - x.mean(dim=self.dim, keepdim=True)).mean(dim=self.dim, keepdim=True)
+        return (x - x.mean(self.dim, keepdim=True)) / (s + self.eps) ** 0.5 * self.shaped(self.gain)
+
+
+class Variance(Written):
+    def norm(self, x: Tensor) -> Tensor:
+        return (x - x.mean(self.dim, keepdim=True)) / (x.var(self.dim, unbiased=False, keepdim=True) + self.eps).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.shaped(self.gain) + self.shaped(self.bias)
+
+
+class Unkept(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        mean, deviation = x.mean(self.dim), x.std(self.dim, correction=0)
+        y = (x - mean.unsqueeze(self.dim)) / (deviation.unsqueeze(self.dim) + self.eps)
+        return y * self.shaped(self.gain)
+
+
+class Deviation(Written):  # the annotated transformer's
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = x.mean(self.dim, keepdim=True), x.std(self.dim, keepdim=True)
+        return self.shaped(self.gain) * (x - mean) / (std + self.eps) + self.shaped(self.bias)
+
+
+class Both(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, self.dim, keepdim=True, correction=0)
+        return (x - mean) * torch.rsqrt(var + self.eps) * self.shaped(self.gain)
+
+
+class Response(Written):  # ConvNeXt V2's global response normalisation
+    def forward(self, x: Tensor) -> Tensor:
+        g = torch.linalg.vector_norm(x, ord=2, dim=(2, 3) if self.dim == 1 else 1, keepdim=True)
+        n = g / (g.mean(self.dim, keepdim=True) + self.eps)
+        return self.shaped(self.gain) * (x * n) + self.shaped(self.bias) + x
+
+
+IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_layer_norms_by_hand(kind: type[Written], tmp_path: Any) -> None:
+    model = randomise(nn.Sequential(nn.Linear(16, 24), kind(24, ""), nn.Linear(24, 5)).double())
+    result = assert_exact(model, WORDS)
+    small: Any = result.model
+    assert small[0].out_features == 12
+    assert result.plan.swaps == {"1": ("counted", 24)}
+    assert isinstance(small[1], kind)
+    torch.save(small, tmp_path / "small.pt")
+    assert torch.equal(torch.load(tmp_path / "small.pt", weights_only=False)(WORDS), small(WORDS))
+    sp.save(result, tmp_path / "out")
+    torch.testing.assert_close(sp.load(tmp_path / "out", model)(WORDS), small(WORDS))
+    torch.testing.assert_close(torch.compile(small, backend="eager", fullgraph=True)(WORDS), small(WORDS))
+    torch.testing.assert_close(torch.export.export(small, (WORDS,)).module()(WORDS), small(WORDS))
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_layer_norms_by_hand_over_channels(kind: type[Written]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), kind(24, "", 1), nn.ReLU(), nn.Conv2d(24, 4, 3))
+    assert exact(model, IMAGES)[0].out_channels == 12
+
+
+class Other(Written):
+    """Means over channels that are no norm's, or that source and trace see differently."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "space, too":
+            return x * (x.mean(2, keepdim=True) + x.mean(1, keepdim=True))
+        if self.spelling == "not zero":
+            return x * torch.sigmoid(x).mean(1, keepdim=True)
+        square = torch.square
+        d = x - x.mean(1, keepdim=True)
+        return x * square(d).mean(1, keepdim=True) if self.spelling == "hidden" else d.abs().mean(1, keepdim=True) * x
+
+
+@pytest.mark.parametrize("spelling", ["space, too", "not zero", "hidden", "distances"])
+def test_other_means_keep_their_channels(spelling: str) -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 24, 3), Other(24, spelling, 1), nn.Conv2d(24, 4, 3)).double())
+    assert_kept(model, IMAGES, "0.weight[0]", "mean runs over it")
 
 
 NORMS = {
@@ -199,6 +338,10 @@ NORMS = {
     "rms norm": lambda: nn.RMSNorm(24, eps=1e-5),
     "rms norm with the default eps": lambda: nn.RMSNorm(24),
     "rms norm by hand": lambda: WrittenRms(24),
+    "rms norm with one added to the weight": lambda: Spelled(24, "one added to the weight"),
+    "rms norm with a square root": lambda: Spelled(24, "a square root"),
+    "rms norm with a power": lambda: Spelled(24, "a power"),
+    "rms norm with a positive power": lambda: Spelled(24, "a positive power"),
 }
 
 
@@ -206,9 +349,6 @@ NORMS = {
 def test_norms_over_the_last_dimension(name: str) -> None:
     small = exact(nn.Sequential(nn.Linear(16, 24), NORMS[name](), nn.Linear(24, 5)))
     assert small[0].out_features == 12
-
-
-IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +359,8 @@ IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
         (nn.GroupNorm(1, 24), 12),
         (nn.GroupNorm(24, 24), 12),
         (ChannelsFirst(24), 12),
+        (Spelled(24, "channels first"), 12),
+        (Super(24), 12),
     ],
     ids=str,
 )

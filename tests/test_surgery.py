@@ -441,3 +441,28 @@ def test_wrong_surgery_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(sp.VerificationError, match="DIFFERS"):
             sp.prune(model, images(), inplace=inplace)
         before.assert_unchanged(model)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_shape_in_an_attribute_keeps_its_kind(kind: type) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape = kind((8, 4))
+            self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).unflatten(1, tuple(self.shape)).softmax(2).flatten(1))
+
+    rows = torch.randn(4, 6, dtype=torch.float64)
+    model = randomise(Heads().double())
+    result = assert_exact(model, rows)
+    small: Any = result.model
+    assert small.shape == kind((4, 4))
+    assert type(small.shape) is kind
+    assert model.shape == kind((8, 4))
+    assert sp.PruningPlan.from_json(result.plan.to_json()) == result.plan
+    for wrong in ((4, 4, 4), 4, (4,)):
+        plan = replace(result.plan, attributes={"": {"shape": wrong}})
+        with pytest.raises(sp.PlanError, match="no such number there"):
+            sp.apply(plan, model)

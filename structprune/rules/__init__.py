@@ -6,13 +6,23 @@ that returns the `Labels` of the result. It is registered under the operation's 
     @rule("linear")
     def linear(site, input, weight, bias=None): ...
 
-An operation without a rule fixes everything it touches.
+An operation without a rule fixes everything it touches. Rules for operators of your own are written the same way:
+
+    @torch.library.custom_op("mine::normalise", mutates_args=())
+    def normalise(x: Tensor, scale: Tensor) -> Tensor: ...       # [N, C, H, W], [C]: divides by the norm over space
+
+    @structprune.rules.rule("normalise")
+    def normalise_rule(site, x, scale):
+        x = site.hold(x, (2, 3), "normalise runs over space")    # these dimensions keep their size
+        site.join(x, 1, scale, 0)                                # channel c of x meets entry c of scale
+        return Labels(site.shape, x.coordinates)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..labels import Labels
 from ..ops import is_pointwise
 from . import (
     attention,
@@ -25,13 +35,15 @@ from . import (
     reduction,
     shaping,
     spatial,
+    written,
 )
 from .site import RULES, Site, rule
 
-__all__ = ["RULES", "Site", "apply_rule", "has_rule", "rule"]
+__all__ = ["RULES", "Labels", "Site", "apply_rule", "has_rule", "rule"]
 
 _FAMILIES = (
     attention, contraction, indexing, movement, normalization, pointwise, recurrent, reduction, shaping, spatial,
+    written,
 )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import fx
 
 from ..labels import BoolArray, IntArray, Labels, compress
+from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size, evaluate
 
 
@@ -24,7 +24,7 @@ class View:
     def __init__(
         self,
         removed: BoolArray,
-        values: Mapping[fx.Node, Any],
+        values: Mapping[Node, Any],
         attribute: Callable[[View, AttributeOf], int],
     ) -> None:
         self.removed = removed  # by label
@@ -89,7 +89,7 @@ class Check(Protocol):
     """Something that must hold under a plan; `labels` are fixed if it does not."""
 
     @property
-    def node(self) -> fx.Node | None: ...
+    def node(self) -> Node | None: ...
 
     @property
     def labels(self) -> list[IntArray]: ...
@@ -106,7 +106,7 @@ class Check(Protocol):
 class Requirement:
     """A size that the code passes must be what the pruned value has."""
 
-    node: fx.Node
+    node: Node
     size: Size
     expected: Callable[[View], int]
     labels: list[IntArray]
@@ -120,7 +120,7 @@ class Requirement:
 class Movement:
     """One value is moved about: `run` maps an index array and arguments to the moved array or arrays."""
 
-    node: fx.Node
+    node: Node
     run: Callable[..., Any]
     source: Labels
     results: dict[int, Labels]

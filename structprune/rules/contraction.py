@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import fx
 
 from ..labels import IntArray, Labels
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement
 from .site import Site, rule
@@ -142,6 +142,22 @@ def transposed_convolution(
     return site.merge(site.shape, [*input.without((channel,)), *place(out, input.ndim, channel)])
 
 
+@rule("deform_conv2d")
+def deformed_convolution(
+    site: Site, input: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels, *args: Any
+) -> Any:
+    """A convolution at shifted positions: [N, I, H, W] x [O, I / groups, ...] -> [N, O, ...]."""
+    site.freeze("it holds sampling positions", offset)
+    site.freeze("it weighs sampling positions", mask)
+    groups, shifts = args[-3], int(args[-2])
+    channels = input.along(1)
+    if channels is not None and shifts > 1:  # each part of the channels has its own offsets
+        site.couple(channels.reshape(shifts, -1), channels.reshape(shifts, -1)[:1])
+        if int(groups) > 1:
+            site.fix(channels, "both its weights and its offsets have groups")
+    return convolution(site, input, weight, bias, groups=groups)
+
+
 @rule("bilinear")
 def bilinear(site: Site, input1: Labels, input2: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
     """[..., I] x [..., J] x [O, I, J] -> [..., O]"""
@@ -158,13 +174,20 @@ def bilinear(site: Site, input1: Labels, input2: Labels, weight: Labels, bias: L
     return site.merge(site.shape, [*(c[..., None] for c in leading.coordinates), *place(out, rank, -1)])
 
 
-@rule("embedding")
-def embedding(site: Site, *args: Any, **kwargs: Any) -> Labels:
-    """[V, C] looked up at [...] -> [..., C]; `torch.embedding` and `F.embedding` order their arguments differently."""
+@rule("embedding", "embedding_bag")
+def embedding(site: Site, *args: Any, **kwargs: Any) -> Any:
+    """[V, C] looked up at [...] -> [..., C], or at the entries of B bags -> [B, C].
+
+    The functions of `torch` and of `torch.nn.functional` order their arguments differently: the table is the first
+    that holds numbers. The weights of a bag's entries, which come later, are held with the rest.
+    """
     nodes = [*site.node.args, *site.node.kwargs.values()]
-    tables = [site.values[n] for n in nodes if isinstance(n, fx.Node) and n.meta["dtype"].is_floating_point]
+    tables = [site.values[n] for n in nodes if isinstance(n, Node) and n.meta["dtype"].is_floating_point]
     site.freeze("it is looked up in a table", [v for v in (*args, *kwargs.values()) if v is not tables[0]])
     weight = site.hold(tables[0], (0,), "it counts the entries of a table")
     out = site.vector(weight, 1)
     site.produce(out)
-    return site.merge(site.shape, place(out, len(site.shape), -1))
+    if site.has_shape:
+        return site.merge(site.shape, place(out, len(site.shape), -1))
+    wide = {i for i, shape in site.parts.items() if len(shape) == 2}  # positions of maxima, too
+    return {i: Labels(shape, tuple(place(out, 2, -1)) if i in wide else ()) for i, shape in site.parts.items()}

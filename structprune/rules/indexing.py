@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from ..labels import Labels
+from ..sizes import AttributeOf, Size
+from .checks import Requirement, View
 from .movement import move
 from .site import Site, labels_in, rule
 
@@ -61,7 +63,26 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
                 touched.extend(dims)
     if not site.has_shape:
         return site.unknown(input)
+    for entry, dims in entries:
+        if isinstance(entry, slice) and input.along(dims[0]) is not None:
+            for bound in (entry.start, entry.stop):
+                follow_bound(site, bound, input, dims[0])
     return move(site, input, (tuple(plain),), {}, touched) if input.coordinates else Labels(site.shape)
+
+
+def follow_bound(site: Site, bound: Any, input: Labels, dim: int) -> None:
+    """An attribute that bounds a slice counts what is kept before it."""
+    if isinstance(bound, Size) and isinstance(bound.origin, AttributeOf) and 0 < bound <= input.shape[dim]:
+        position = int(bound)
+        before = [c.take(range(position), axis=dim) for c in input.coordinates if c.shape[dim] > 1]
+
+        def kept(view: View) -> int:
+            stays = view.kept(input).get(dim)
+            return position if stays is None else int((stays < position).sum())
+
+        site.followed.add(id(bound))
+        why = "it is the bound of a slice, and cannot be both the old size and the new one"
+        site.checks.append(Requirement(site.node, bound, kept, before, why))
 
 
 def _stand_in(site: Site, entry: Any, width: int) -> list[torch.Tensor]:

@@ -13,6 +13,8 @@ from ..sizes import AttributeOf, Size
 from .checks import Movement, Requirement
 from .site import Site, labels_in, rule
 
+EMPTY = "the traced call had no elements there"
+
 
 def run_on(site: Site, array: IntArray, shape: Sequence[int], args: Any, kwargs: Any) -> list[IntArray]:
     """Runs the site's operation on an index array, expanded to `shape`; several results come as several arrays."""
@@ -30,16 +32,19 @@ def move(site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[in
             if i in moved:
                 moved[i].append(compress(result))
     results = {i: site.merge(shape, moved[i]) for i, shape in shapes.items()}
-    watch(site, input, results, touched)
+    if any(0 in shape for shape in shapes.values()):  # labels that got lost are missed by the check
+        watch(site, input, results, range(input.ndim), EMPTY)
+    else:
+        watch(site, input, results, touched)
     return results[0] if site.has_shape else results
 
 
-def watch(site: Site, input: Labels, results: dict[int, Labels], touched: Sequence[int]) -> None:
+def watch(site: Site, input: Labels, results: dict[int, Labels], touched: Sequence[int], why: str = "") -> None:
     """Registers the check that pruning and moving commute, if a labelled dimension is touched."""
     labels = [c for c in input.coordinates if any(d % input.ndim in varying(c) for d in touched)]
     if labels:
         run = lambda array, shape, args, kwargs: run_on(site, array, shape, args, kwargs)  # noqa: E731
-        why = f"{site.name} with these positions or sizes does not commute with removing channels"
+        why = why or f"{site.name} with these positions or sizes does not commute with removing channels"
         site.checks.append(Movement(site.node, run, input, results, labels, why))
 
 
@@ -64,7 +69,13 @@ def squeeze(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     return move(site, input, args, kwargs, touched=range(input.ndim))
 
 
-@rule("roll", "narrow", "tensor_split", "unbind", "select", "tril", "triu", "diagonal", "rot90", "unfold")
+@rule("tril", "triu")
+def triangle(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """Positions count in the last two dimensions; the others pass through."""
+    return Labels(site.shape, site.hold(input, (-2, -1), f"{site.name} counts along it").coordinates)
+
+
+@rule("roll", "narrow", "tensor_split", "unbind", "select", "diagonal", "rot90", "unfold")
 def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Positions count: checked wherever a labelled dimension takes part."""
     site.freeze("it is a position", args, kwargs)

@@ -7,16 +7,14 @@ swapped for modules that divide by it (`structprune.nn`). All that needs the rem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
-
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
 from ..sizes import Size
-from .checks import Requirement, View
+from .checks import Requirement
 from .site import Site, rule
 
 NOT_ZERO = "its statistics run over it, and what is removed may not be zero"
@@ -34,13 +32,17 @@ class Swap:
 
 @dataclass(frozen=True)
 class Fold:
-    """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept."""
+    """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept.
+
+    Where the code multiplies by `offset + parameter`, it is the sum that is scaled.
+    """
 
     parameter: str
     path: str
     attribute: str
     labels: IntArray
     shape: str = field(default="")  # an attribute that holds the normalised shape, if there is one
+    offset: float = 0.0
 
 
 @rule("batch_norm", "instance_norm")
@@ -61,7 +63,7 @@ def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
     along = input.along(-1)
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
         input, along = site.held(input, (-1,), ""), None
-    if along is not None and not zero and not site.stock:
+    if along is not None and not zero and not stays_stock(site, along.size):
         site.fix(along, NOT_ZERO)
     for vector in vectors:
         if vector is not None and width == 1:
@@ -101,10 +103,19 @@ def rms_norm(
 
 def compensate(site: Site, channels: int, labels: IntArray) -> None:
     """Swaps the module that called this norm from its own forward; a call from elsewhere fixes the channels."""
-    if site.stands_in(site.name):
-        site.norms.append(Swap(site.path, "stock" if site.stock else "norm", channels, labels))
+    if stays_stock(site, channels):
+        site.norms.append(Swap(site.path, "stock", channels, labels))
+    elif site.stands_in(site.name):
+        site.norms.append(Swap(site.path, "norm", channels, labels))
     else:
         site.fix(labels, f"{site.name} is called outside the forward of a module that could be swapped")
+
+
+def stays_stock(site: Site, channels: int) -> bool:
+    """Whether the calling module may go on as it is over fewer channels, told its shape by an attribute."""
+    shape = getattr(site.modules[site.path], "normalized_shape", None)
+    told = site.name == "group_norm" or shape == (channels,)
+    return site.stock and told and site.stands_in(site.name)
 
 
 @rule("group_norm")
@@ -136,72 +147,15 @@ def group_norm(
         site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
     else:
         site.couple(grid, grid[:1])
-        if not zero and not site.stock:
+        if not zero and not stays_stock(site, grid.size):
             site.fix(grid, NOT_ZERO)
-        compensate(site, channels.size, grid[0])
+        compensate(site, grid.size, grid.reshape(-1))
     return Labels(site.shape, held.coordinates)
 
 
-def foldable(weight: fx.Node) -> bool:
+def foldable(weight: Node) -> bool:
     """Whether a parameter scales one thing only."""
     return weight.meta["op"] == "parameter" and len(weight.users) == 1
-
-
-@rule("mean")
-def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Over channels only where it is the mean of squares of an RMS norm written out by hand."""
-    from .reduction import dims_of, reduce, sum_zeros
-
-    dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
-    labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
-    if labels is not None and len(varying(labels)) == 1 and site.zero(input):
-        fold = _written_rms(site, labels.reshape(-1))
-        if fold is not None:
-            site.norms.append(fold)
-            return sum_zeros(site, input, dims)
-    return reduce(site, input, dims, "mean runs over it")
-
-
-def _written_rms(site: Site, labels: IntArray) -> Fold | None:
-    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere."""
-    if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
-        return None
-    eps = _only_user(site.node, "add")
-    root = _only_user(eps, "rsqrt")
-    scaled = _only_user(root, "mul")
-    out = _only_user(scaled, "mul")
-    if eps is None or scaled is None or out is None:
-        return None
-    constants = [a for a in eps.args if isinstance(a, float)]
-    weights = [w for w in map(_unconverted, out.all_input_nodes) if w.meta["op"] == "parameter"]
-    if len(constants) != 1 or len(weights) != 1 or not all(foldable(w) for w in weights):
-        return None
-    name = site.attribute_holding(constants[0])
-    return Fold(weights[0].meta["tensor"], site.path, name, labels) if name else None
-
-
-def _only_user(node: fx.Node | None, op: str) -> fx.Node | None:
-    """The one operation that reads a value, if it is `op`; conversions of dtype are looked through."""
-    while node is not None:
-        users = list(node.users)
-        if len(users) != 1:
-            return None
-        node = users[0]
-        if node.meta["op"] not in ("to", "float", "type_as", "half", "double"):
-            return node if node.meta["op"] == op else None
-    return None
-
-
-def _unconverted(node: fx.Node) -> fx.Node:
-    while node.meta["op"] in ("to", "float", "type_as", "half", "double"):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def scale_of(fold: Fold, view: View) -> float:
-    """count / kept"""
-    kept = int((~view.removed[fold.labels]).sum())
-    return len(fold.labels) / kept if kept else math.nan
 
 
 @rule("_weight_norm", "_weight_norm_interface")

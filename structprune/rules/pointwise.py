@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..labels import Labels
 from .site import Site, labels_in, rule
 
@@ -14,7 +16,7 @@ from .site import Site, labels_in, rule
     "fill", "zero", "copy", "bernoulli", "normal", "uniform", "exponential", "random",
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
     "cpu", "cuda", "data", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive",
-    "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like", "expand_as",
+    "complex", "polar", "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like", "expand_as",
 )  # fmt: skip
 def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     """Values of one shape, or broadcast to one shape."""
@@ -27,6 +29,18 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
 def convert(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Of another tensor only its dtype and device are taken."""
     return Labels(site.shape, input.coordinates)
+
+
+@rule("glu")
+def glu(site: Site, input: Labels, dim: int = -1) -> Labels:
+    """a * sigmoid(b) of the halves [a, b] of one dimension: index j of both goes together."""
+    labels = input.along(dim)
+    if labels is None:
+        return Labels(site.shape, input.coordinates)
+    dim = int(dim) % input.ndim
+    first, second = np.split(labels, 2, axis=dim)
+    site.couple(first, second)
+    return site.merge(site.shape, [*input.without((dim,)), first])
 
 
 @rule("prelu")

@@ -33,7 +33,7 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 
 
 @rule(
-    "sum", "prod", "amax", "amin", "max", "min", "std", "var", "var_mean", "std_mean", "logsumexp", "any", "all",
+    "sum", "prod", "amax", "amin", "max", "min", "logsumexp", "any", "all",
     "argmax", "argmin", "median", "nanmean", "nansum", "count_nonzero", "mode", "aminmax",
 )  # fmt: skip
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from ..labels import IntArray, Labels, compress
+from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
-from .movement import follow
+from .movement import EMPTY, follow
 from .site import Site, rule
 
 Regrouping = list[tuple[list[int], list[int]]]
@@ -74,7 +74,7 @@ class Reshaping:
             return False
         args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
         others = [
-            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, fx.Node) else a for a in args
+            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, Node) else a for a in args
         ]
         try:
             out = self.node.target(torch.empty(small_source, device="meta"), *others, **kwargs)  # type: ignore
@@ -120,6 +120,9 @@ def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
 def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -> Labels:
     """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on."""
     if not input.coordinates:
+        return Labels(site.shape)
+    if 0 in input.shape:  # dimensions cannot be told apart by their sizes
+        site.freeze(EMPTY, input)
         return Labels(site.shape)
     coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
     literal = [d + offset for d in literal_dims(site, sizes)]

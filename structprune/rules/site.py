@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
+from ..errors import ArgumentError
 from ..labels import Couplings, IntArray, Labels, varying
+from ..nn import extended
+from ..nodes import Node
 from ..sizes import Size
 from .checks import Check, Requirement
 from .zeros import reads_zero
@@ -18,12 +21,15 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule under the ATen names of its operations."""
+    """Registers a rule under the names of its operations: those of ATen, or of your own `torch.library` operators.
+
+    Raises ArgumentError if an operation has a rule already.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             if name in RULES:
-                raise ValueError(f"two rules for {name}")
+                raise ArgumentError(f"there is a rule for {name!r} already")
             RULES[name] = function
         return function
 
@@ -35,8 +41,8 @@ class Site:
 
     def __init__(
         self,
-        node: fx.Node,
-        values: dict[fx.Node, Any],
+        node: Node,
+        values: dict[Node, Any],
         couplings: Couplings,
         checks: list[Check | Requirement],
         modules: Mapping[str, nn.Module],
@@ -79,7 +85,7 @@ class Site:
         """`derived` is made inside this operation from zeros wherever `value` or its weights are."""
         self.alias(value, derived)
 
-    def node_of(self, value: Labels) -> fx.Node | None:
+    def node_of(self, value: Labels) -> Node | None:
         """The node that an argument of this operation comes from."""
         value = self._aliases.get(id(value), value)
         return next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)
@@ -109,7 +115,8 @@ class Site:
         """Whether the calling module makes this call once, in its own forward, so that a substitute can make it."""
         module = self.modules[self.path]
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
-        alike = all(n.meta["code"] is type(module).forward.__code__ for n in calls)
+        known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}
+        alike = all(n.meta["code"] in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"] for n in calls}) == 1
 
     def attribute_holding(self, value: float | None) -> str:

@@ -51,6 +51,28 @@ def grid_sample(site: Site, input: Labels, grid: Labels, *args: Any, **kwargs: A
     return _pass(site, input, input.ndim - 2)
 
 
+@rule("roi_align", "roi_pool")
+def regions(site: Site, input: Labels, boxes: Labels, *args: Any) -> Any:
+    """[N, C, H, W] and K boxes -> [K, C, h, w]"""
+    site.freeze("it holds boxes", boxes)
+    rest = site.hold(input, (0, 2, 3), f"{site.name} works along it").coordinates
+    if site.has_shape:
+        return Labels(site.shape, rest)
+    return {i: Labels(shape, rest) for i, shape in site.parts.items()}
+
+
+@rule("ps_roi_align", "ps_roi_pool")
+def bins(site: Site, input: Labels, boxes: Labels, *args: Any) -> Any:
+    """[N, C * h * w, H, W] and K boxes -> [K, C, h, w]: the h * w sources of a channel stay together."""
+    site.freeze("it holds boxes", boxes)
+    channels = site.vector(site.hold(input, (0, 2, 3), f"{site.name} works along it"), 1)
+    if channels is None:
+        return {i: Labels(shape) for i, shape in site.parts.items()}
+    grid = channels.reshape(site.parts[0][1], -1)
+    site.couple(grid, grid[:, :1])
+    return {i: Labels(shape, (grid[:, 0].reshape(1, -1, 1, 1),)) for i, shape in site.parts.items()}
+
+
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     """Padded channels are new and fixed; padding by a constant leaves the old ones free."""

@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import fx
 
 from ..labels import Labels
+from ..nodes import Node
 from ..ops import is_pointwise
 
-Values = Mapping[fx.Node, Any]
+Values = Mapping[Node, Any]
 
 # f(0, ...) = 0 whenever the first operand is zero, whatever the others are.
 _KEEP = frozenset(
@@ -29,10 +29,11 @@ _KEEP = frozenset(
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d pad constant_pad_nd rms_norm""".split()
+    adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align
+    roi_pool ps_roi_align ps_roi_pool""".split()
 )
 _PRODUCERS = frozenset(
-    {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+    """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
 )
 
 # What may share memory with its first operand, so that writing into one is writing into the other.
@@ -44,17 +45,17 @@ _VIEWS = frozenset(
 )
 
 
-def reads_zero(source: fx.Node, reader: fx.Node, values: Values) -> bool:
+def reads_zero(source: Node, reader: Node, values: Values) -> bool:
     """True if `reader`, which takes what `source` computed, finds zeros in what is removed."""
-    memo: dict[fx.Node, bool] = {}
+    memo: dict[Node, bool] = {}
 
-    def zero(node: fx.Node) -> bool:
+    def zero(node: Node) -> bool:
         return is_zero(node, values, memo)
 
     return zero(source) and not overwritten(source, reader, values, zero)
 
 
-def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = None) -> bool:
+def is_zero(node: Node, values: Values, memo: dict[Node, bool] | None = None) -> bool:
     """True if every removed element of what `node` computes is zero in the masked original."""
     memo = {} if memo is None else memo
     if node not in memo:
@@ -63,14 +64,14 @@ def is_zero(node: fx.Node, values: Values, memo: dict[fx.Node, bool] | None = No
     return memo[node]
 
 
-def _labelled(node: fx.Node, values: Values) -> bool:
+def _labelled(node: Node, values: Values) -> bool:
     found = values.get(node)
     if isinstance(found, dict):
         return any(bool(part.coordinates) for part in found.values() if isinstance(part, Labels))
     return isinstance(found, Labels) and bool(found.coordinates)
 
 
-def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     op = node.meta["op"]
     inputs = [n for n in node.all_input_nodes if not overwritten(n, node, values, zero)]
     if len(inputs) < len(node.all_input_nodes):
@@ -81,7 +82,7 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         return True
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
         return all(zero(n) for n in inputs if n.meta["op"] != "parameter" and n is not inputs[0])
-    if op == "embedding":
+    if op in ("embedding", "embedding_bag"):
         return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
         return _made_by_weight(node, values, zero)
@@ -95,7 +96,7 @@ def _decide(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> b
         return zero(inputs[min(2, len(inputs) - 1)])
     if op in ("cat", "concat", "concatenate", "stack"):
         return all(zero(n) for n in inputs if _labelled(n, values))
-    if op in ("max", "min", "maximum", "minimum"):
+    if op in ("max", "min", "maximum", "minimum", "complex"):
         return all(zero(n) for n in inputs)
     if op in ("div", "true_divide", "divide") and len(inputs) == 2:
         divisor = inputs[1]
@@ -119,13 +120,16 @@ _RECURRENT = frozenset(
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 
-def _argument(node: fx.Node, position: int, name: str) -> Any:
+def _argument(node: Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _made_by_weight(node: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Filters that are zero give zero if their bias is; rows that come with the input need a zero input and no bias."""
-    source, weight, bias = (_argument(node, i, name) for i, name in enumerate(("input", "weight", "bias")))
+    names = (
+        ("input", "weight", "offset", "mask", "bias") if "deform" in node.meta["op"] else ("input", "weight", "bias")
+    )
+    source, weight, bias = (_argument(node, i, n) for i, n in enumerate(names) if n not in ("offset", "mask"))
     if bias is not None and not zero(bias):
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
@@ -133,7 +137,7 @@ def _made_by_weight(node: fx.Node, values: Values, zero: Callable[[fx.Node], boo
     return (zero(weight) or not _labelled(weight, values)) and (not carried or (zero(source) and bias is None))
 
 
-def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
+def _normed(node: Node, zero: Callable[[Node], bool]) -> bool:
     """A masked scale and shift leave nothing; without them zero must come in, and its mean be zero."""
     op = node.meta["op"]
     first = _NORM_WEIGHTS[op] if node.target is not torch.batch_norm else 1
@@ -146,12 +150,12 @@ def _normed(node: fx.Node, zero: Callable[[fx.Node], bool]) -> bool:
     return zero(node.all_input_nodes[0]) and op in ("batch_norm", "instance_norm") and all(zero(n) for n in statistics)
 
 
-def _fills(node: fx.Node) -> bool:
+def _fills(node: Node) -> bool:
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 1)
     return node.meta["op"] == "masked_fill" and not (isinstance(value, int | float) and value == 0)
 
 
-def _covers(node: fx.Node, inputs: list[fx.Node], values: Values) -> bool:
+def _covers(node: Node, inputs: list[Node], values: Values) -> bool:
     """Whether this operand is labelled wherever the others are, so that its zeros cover theirs."""
     mine = values[node]
     rank = max(len(n.meta["shape"]) for n in inputs)
@@ -162,7 +166,7 @@ def _covers(node: fx.Node, inputs: list[fx.Node], values: Values) -> bool:
     return all(dims(values[n]) <= dims(mine) for n in inputs if isinstance(values.get(n), Labels))
 
 
-def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
     """[..., M, K] x [..., K, N]: a side whose removed slices are zero makes the product zero there."""
     left, right = (inputs * 2)[:2]
     a, b = values[left], values[right]
@@ -176,17 +180,17 @@ def _product(inputs: list[fx.Node], values: Values, zero: Callable[[fx.Node], bo
     return (zero_b and not rows and (batch_b or not batch_a)) or (zero_a and not columns and (batch_a or not batch_b))
 
 
-def _shares(node: fx.Node) -> bool:
+def _shares(node: Node) -> bool:
     """Whether a node's result may be its first operand's memory."""
     return _writes(node) or node.meta["op"] in _VIEWS
 
 
-def _writes(node: fx.Node) -> bool:
+def _writes(node: Node) -> bool:
     """Whether an operation writes into its first operand: `relu_(x)`, `relu(x, inplace=True)`."""
     return bool(node.meta.get("inplace") or node.kwargs.get("inplace"))
 
 
-def overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callable[[fx.Node], bool]) -> bool:
+def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
     if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
         return False
@@ -205,11 +209,11 @@ def overwritten(source: fx.Node, reader: fx.Node, values: Values, zero: Callable
     return any(not zero(writer) for writer in writers)
 
 
-def _at_zero(node: fx.Node) -> bool:
+def _at_zero(node: Node) -> bool:
     """f(0) = 0, by asking the function itself."""
     try:
         return _value_at_zero(
-            node.target, tuple(None if isinstance(a, fx.Node) else (a,) for a in node.args), tuple(node.kwargs.items())
+            node.target, tuple(None if isinstance(a, Node) else (a,) for a in node.args), tuple(node.kwargs.items())
         )
     except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
         return False
@@ -218,7 +222,7 @@ def _at_zero(node: fx.Node) -> bool:
 @cache
 def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
     """`args` are constants in a tuple of one, and None where there was a tensor."""
-    if any(isinstance(v, fx.Node) for _, v in kwargs):
+    if any(isinstance(v, Node) for _, v in kwargs):
         return False
     out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
     return isinstance(out, torch.Tensor) and not out.any()

@@ -1,0 +1,185 @@
+"""Norms written out by hand: a subclass whose means and variances count the original channels.
+
+`u = x.mean(1, keepdim=True); s = (x - u).pow(2).mean(1, keepdim=True)` runs over channels. Those that went were zero
+in the masked original, and `x - u` was `-u` there. The subclass, made from the source, has `self.counted_mean(x, 1,
+keepdim=True)` and `self.counted_mean((x - u).pow(2), 1, keepdim=True, ghost=(u) ** 2)` in their place: ordinary
+arithmetic, which compiles, exports and trains.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+from types import CodeType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .source import CannotRewriteError, Rewriter, methods_of, recompiled
+
+COUNTED = "counted"
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
+
+
+class _Statistics:
+    """What a counted class has: statistics over one dimension, as if it had `counted_channels` channels."""
+
+    counted_channels = 0
+
+    def counted_mean(self, input: Tensor, dim: Any, keepdim: bool = False, ghost: Any = 0) -> Tensor:
+        """The mean, where each channel that went contributes `ghost`."""
+        (dim,) = dim if isinstance(dim, list | tuple) else (dim,)
+        gone = self.counted_channels - input.shape[dim]
+        if isinstance(ghost, Tensor) and not keepdim:
+            ghost = ghost.squeeze(dim)
+        return (input.sum(dim, keepdim=keepdim) + gone * ghost) / self.counted_channels
+
+    def counted_var_mean(
+        self, input: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The variance and the mean, where the channels that went are zero."""
+        lost = int(unbiased) if correction is None else correction
+        mean = self.counted_mean(input, dim, keepdim=True)
+        variance = self.counted_mean((input - mean).square(), dim, True, mean.square())
+        variance = variance * self.counted_channels / (self.counted_channels - lost)
+        (dim,) = dim if isinstance(dim, list | tuple) else (dim,)
+        return (variance, mean) if keepdim else (variance.squeeze(dim), mean.squeeze(dim))
+
+    def counted_var(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.counted_var_mean(*args, **kwargs)[0]
+
+    def counted_std(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.counted_var_mean(*args, **kwargs)[0].sqrt()
+
+    def counted_std_mean(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        variance, mean = self.counted_var_mean(*args, **kwargs)
+        return variance.sqrt(), mean
+
+
+def counted(kind: type[nn.Module], channels: int) -> type[nn.Module]:
+    """A subclass of `kind` whose statistics count `channels` channels."""
+    key: Any = kind
+    return _counted(key, channels)
+
+
+@functools.cache
+def _counted(kind: Any, channels: int) -> type[nn.Module]:
+    source = counting_source(kind)
+    if source is None:
+        raise CannotRewriteError
+
+    def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
+        return _rebuild, (kind, channels), vars(self)
+
+    members = {
+        **source[0],
+        "plain": kind,
+        "counted_channels": channels,
+        "__reduce_ex__": reduce,
+        "__module__": __name__,
+    }
+    return type("Counted" + kind.__name__, (kind, _Statistics), members)
+
+
+def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
+    made = counted(kind, channels)
+    return made.__new__(made)
+
+
+def ghosts(kind: type[nn.Module]) -> tuple[bool, ...] | None:
+    """For each statistic in the source of `kind`, in order, whether it is a mean of squared distances; None if the
+    source cannot be rewritten, or has none."""
+    source = counting_source(kind)
+    return None if source is None else source[1]
+
+
+def codes(kind: type[nn.Module]) -> set[CodeType]:
+    """The code from which a norm's statistics must be called."""
+    kind = uncounted(kind)
+    return {inspect.getattr_static(kind, name).__code__ for name in methods_of(kind)}
+
+
+def uncounted(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class as it was before it was made to count; other classes are what they are."""
+    return getattr(kind, "plain", kind) if issubclass(kind, _Statistics) else kind
+
+
+def counting_source(kind: type[nn.Module]) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
+    key: Any = uncounted(kind)
+    return _counting_source(key)
+
+
+@functools.cache
+def _counting_source(kind: Any) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
+    if kind.__module__.startswith(("torch.", "structprune.")):
+        return None
+    rewriter = _Count()
+    try:
+        methods = {name: recompiled(kind, name, rewriter) for name in methods_of(kind)}
+    except (CannotRewriteError, OSError, TypeError, SyntaxError):
+        return None
+    return (methods, tuple(rewriter.found)) if rewriter.found else None
+
+
+class _Count(Rewriter, ast.NodeTransformer):
+    """Puts counted statistics in place of those of PyTorch."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+        self.assigned: dict[str, ast.expr] = {}
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        before = copy.deepcopy(node.value)
+        node.value = self.visit(node.value)
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                self.assigned[target.id] = before
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        function = node.func
+        if not isinstance(function, ast.Attribute) or function.attr not in STATISTICS:
+            return self.generic_visit(node)
+        if {k.arg for k in node.keywords} - {"dim", "keepdim", "unbiased", "correction"}:
+            raise CannotRewriteError
+        of_torch = isinstance(function.value, ast.Name) and function.value.id == "torch"
+        input, *args = node.args if of_torch else [function.value, *node.args]
+        subtracted = self._subtracted(input) if function.attr == "mean" else None
+        keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
+        inner = self.visit(input)
+        self.found.append(subtracted is not None)
+        if subtracted is not None:
+            again = _Count()
+            again.owner, again.assigned = self.owner, self.assigned
+            squared = ast.BinOp(again.visit(copy.deepcopy(subtracted)), ast.Pow(), ast.Constant(2))
+            keywords.append(ast.keyword("ghost", squared))
+        method = ast.Attribute(ast.Name(self.owner, ast.Load()), f"counted_{function.attr}", ast.Load())
+        return ast.copy_location(ast.Call(method, [inner, *(self.visit(a) for a in args)], keywords), node)
+
+    def _subtracted(self, expression: ast.expr) -> ast.expr | None:
+        """`u`, if the expression is the square of `x - u`."""
+        base = self._squared(self._resolved(expression))
+        base = self._resolved(base) if base is not None else None
+        return base.right if isinstance(base, ast.BinOp) and isinstance(base.op, ast.Sub) else None
+
+    def _resolved(self, expression: ast.expr) -> ast.expr:
+        return self.assigned.get(expression.id, expression) if isinstance(expression, ast.Name) else expression
+
+    def _squared(self, expression: ast.expr) -> ast.expr | None:
+        if isinstance(expression, ast.BinOp):
+            if isinstance(expression.op, ast.Pow) and _is_two(expression.right):
+                return expression.left
+            same = ast.dump(expression.left) == ast.dump(expression.right)
+            return expression.left if isinstance(expression.op, ast.Mult) and same else None
+        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
+            of_torch = isinstance(expression.func.value, ast.Name) and expression.func.value.id == "torch"
+            base, *rest = expression.args if of_torch else [expression.func.value, *expression.args]
+            if expression.func.attr == "square" or (expression.func.attr == "pow" and rest and _is_two(rest[0])):
+                return base
+        return None
+
+
+def _is_two(expression: ast.expr) -> bool:
+    return isinstance(expression, ast.Constant) and expression.value == 2

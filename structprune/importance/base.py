@@ -1,0 +1,128 @@
+"""What importances share: which slices of a unit count, and how they become one score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, NonFiniteError, UnsupportedModelError
+from ..graph import Group, Slice
+from .normalization import NORMALIZATIONS
+
+Scores = npt.NDArray[np.float64]
+Importance = Callable[[Group], Any]
+
+SLICES = ("producers", "consumers", "all")
+REDUCTIONS = ("sum", "mean", "max")
+
+
+class Criterion:
+    """An importance with the options that all of this package's share.
+
+    Args:
+        slices: which slices of a unit count: `"producers"`, the filters that make it; `"consumers"`, the input
+            channels of the weights that read it; `"all"`, both, with the norms, biases and scales in between
+            (parameters only: running statistics are not learned). A group without any of the kind asked for
+            (queries and keys have no consumers) is scored by its producers, or else by its consumers.
+        reduction: how the slices of a unit become one number: their `"sum"`, `"mean"` or `"max"`. A unit with
+            several indices in a dimension, as an attention head has, is reduced over all of them.
+        normalize: how `scope="global"` makes groups comparable; see `normalized`.
+
+    Raises ArgumentError for an unknown option.
+    """
+
+    def __init__(self, slices: str = "producers", reduction: str = "sum", normalize: str = "mean") -> None:
+        self.slices = one_of("slices", slices, SLICES)
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
+        self.normalize = one_of("normalize", normalize, NORMALIZATIONS)
+
+    def __call__(self, group: Group) -> Scores:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if isinstance(v, str | int | float))
+        return f"{type(self).__name__}({options})"
+
+    def parts(self, group: Group) -> list[Slice]:
+        """The slices of a group that count."""
+        usable = [part for part in group.slices if self.uses(part)]
+        kinds = (self._counts, lambda part: part.produces, lambda part: part.consumes)
+        return next((found for kind in kinds if (found := [part for part in usable if kind(part)])), [])
+
+    def uses(self, part: Slice) -> bool:
+        """Whether the criterion says anything about a slice at all."""
+        return part.tensor.is_floating_point() or part.tensor.is_complex()
+
+    def _counts(self, part: Slice) -> bool:
+        learned = part.produces or part.consumes or isinstance(part.tensor, nn.Parameter)
+        return {"producers": part.produces, "consumers": part.consumes, "all": learned}[self.slices]
+
+    def reduce(self, group: Group, values: Iterable[tuple[Slice, Scores]]) -> Scores:
+        """One score for each unit from one value for each index of each slice."""
+        total, count = np.zeros(len(group)), np.zeros(len(group))
+        for part, value in values:
+            if self.reduction == "max":
+                np.maximum.at(total, part.units, value)
+            else:
+                total += np.bincount(part.units, value, len(group))
+                count += np.bincount(part.units, minlength=len(group))
+        return total / np.maximum(count, 1) if self.reduction == "mean" else total
+
+
+def one_of(option: str, value: str, choices: Iterable[str]) -> str:
+    """`value`, if it is among the choices of an option; raises ArgumentError otherwise."""
+    if value not in choices:
+        raise ArgumentError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+def slice_norms(part: Slice, power: int = 1) -> Scores:
+    """The sum of the absolute values, or of their squares, at every index of a slice, in float64.
+
+    Raises NonFiniteError on NaN or infinite weights.
+    """
+    weight = values_of(part)
+    rows = weight.movedim(part.dim, 0).reshape(weight.shape[part.dim], -1)
+    sums = [_powers(chunk, power).sum(1, dtype=torch.float64) for chunk in rows.split(_rows_at_once(rows))]
+    norms: Scores = torch.cat(sums).cpu().numpy()
+    if not np.isfinite(norms).all():
+        check_finite(part)
+    return norms[part.indices]
+
+
+def _powers(rows: Tensor, power: int) -> Tensor:
+    """Absolute values, or their squares, which overflow in half precision."""
+    return rows.abs() if power == 1 else wide(rows).abs().square()
+
+
+def _rows_at_once(rows: Tensor) -> int:
+    """So many rows that their absolute values stay in the processor's cache."""
+    return max(1, (1 << 16) // max(rows.shape[1], 1)) if rows.device.type == "cpu" else max(rows.shape[0], 1)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in double precision."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def values_of(part: Slice) -> Tensor:
+    """The tensor of a slice; raises UnsupportedModelError if it is on the meta device."""
+    if part.tensor.is_meta:
+        raise UnsupportedModelError(
+            f"{part.name} is on the meta device and has no values to rank; load the weights first"
+        )
+    return part.tensor.detach()
+
+
+def check_finite(part: Slice) -> None:
+    """Raises NonFiniteError if the tensor of a slice holds NaN or infinity."""
+    bad = int((~torch.isfinite(part.tensor.detach())).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{part.name} holds {bad} values that are NaN or infinite: no ranking of it means anything"
+        )

@@ -1,0 +1,188 @@
+"""Iterative pruning: prune a little, train a little, and keep everything that trains in step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .api import analyze
+from .constraints import check_ratio
+from .errors import ArgumentError, ArgumentTypeError, VerificationError
+from .graph import ChannelGraph
+from .optimizers import follower
+from .plan import PruningPlan
+from .planning import plan, read_target
+from .prepare import unwrap
+from .progress import Checkpoint, read_checkpoint, write_checkpoint
+from .schedules import cuts
+from .surgery import apply
+from .verify import Verification
+from .verify import verify as verify_plan
+
+Goals = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of `iterate`.
+
+    `model` is what to train now. `plan` is the whole of it: it turns the unpruned model into one of this shape.
+    `number` counts from 1 to `steps`. `trained` is True only where a finished run was resumed: nothing is left to do.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    number: int
+    steps: int
+    verification: Verification | None = None
+    trained: bool = False
+
+
+def iterate(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: Mapping[str, float] | None = None,
+    ratio: float | None = None,
+    steps: int = 5,
+    schedule: Any = "linear",
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+    ema: nn.Module | Iterable[nn.Module] = (),
+    folder: str | Path | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    norm: str = "exact",
+    **settings: Any,
+) -> Iterator[Step]:
+    """Prunes in several steps, with training between them.
+
+    >>> for step in structprune.iterate(model, images, target={"macs": 0.3}, steps=5, optimizer=optimizer):
+    ...     train(step.model, optimizer)
+    >>> structprune.apply(step.plan, unpruned)    # the same shape at once
+
+    Units are ranked anew at every step, on the model as it has been trained. The first step makes a small copy of
+    `model` (or cuts `model` itself, with `inplace=True`), later ones cut that copy, so `step.model` is one object
+    throughout.
+
+    Args:
+        target: what to keep in the end, as for `plan`; or `ratio`, the fraction of units to remove in the end.
+        steps: how many steps.
+        schedule: `"linear"`, `"cubic"` (AGP), `"exponential"` (1 - (1 - r)^n), or a function of the progress in
+            (0, 1] and the final cut that returns the cut.
+        optimizer: one or several that hold parameters of `model`; they go on with those of the small model, their
+            state cut alike. Schedulers that hold an optimizer go on with it.
+        ema: copies of the model (or `torch.optim.swa_utils.AveragedModel`s of it) that are cut alike, in place.
+        folder: where the state is written each time the next step is asked for, and taken up from after an
+            interruption (with the unpruned `model` and a new optimizer): the step that was being trained then
+            starts again. A finished run yields its last step once more, with `trained=True`.
+        verify: compare every cut with the masked model of that step.
+        settings: for `plan`: `importance`, `scope`, `exclude`, `round_to` ...
+
+    Raises what `prune` raises, UnsupportedModelError for an optimizer whose state cannot be cut, and
+    FileFormatError or ArgumentError for a folder that holds another run.
+    """
+    if (target is None) == (ratio is None):
+        raise ArgumentError("give iterate a target, {'macs': 0.5}, or a ratio")
+    if ratio is not None:
+        check_ratio(ratio)
+    optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
+    averages = _several(ema, nn.Module, "ema")
+    model = unwrap(model)
+    graph = analyze(model, example_inputs, norm=norm)
+    goals = _goals(graph, target, ratio, schedule, steps)
+    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings)
+    return run.go(goals, graph, None if folder is None else Path(folder), inplace)
+
+
+def _goals(
+    graph: ChannelGraph, target: Mapping[str, float] | None, ratio: float | None, schedule: Any, steps: int
+) -> Goals:
+    """What is asked of `plan` at each step, in terms of the unpruned model."""
+    if ratio is not None:
+        return [{"ratio": cut} for cut in cuts(schedule, steps, ratio)]
+    original = graph.costs.original()
+    ends = {name: limit / original[name] for name, limit in read_target(graph, target).items()}
+    ways = {name: cuts(schedule, steps, 1 - end) for name, end in ends.items()}
+    return [{"target": {name: original[name] * (1 - way[i]) for name, way in ways.items()}} for i in range(steps)]
+
+
+def _several(value: Any, kind: type, name: str) -> list[Any]:
+    """One or several as a list."""
+    found = [value] if isinstance(value, kind) or not isinstance(value, Iterable) else list(value)
+    for one in found:
+        if not isinstance(one, kind):
+            raise ArgumentTypeError(f"{name} must be a {kind.__module__}.{kind.__name__}, not {type(one).__name__}")
+    return found
+
+
+def _averaged(module: nn.Module) -> nn.Module:
+    """The copy of the model inside an `AveragedModel`."""
+    return module.module if isinstance(module, torch.optim.swa_utils.AveragedModel) else unwrap(module)
+
+
+@dataclass
+class _Run:
+    """A run: what is pruned, what is kept in step with it, and how."""
+
+    model: nn.Module
+    examples: Any
+    optimizers: list[torch.optim.Optimizer]
+    averages: list[nn.Module]
+    verify: bool
+    norm: str
+    settings: dict[str, Any]
+
+    def go(self, goals: Goals, graph: ChannelGraph, folder: Path | None, inplace: bool) -> Iterator[Step]:
+        """The steps, from wherever the folder says the run was."""
+        saved = None if folder is None else self._saved(folder, goals, graph)
+        done, whole = (saved.done, saved.plan) if saved is not None else (0, None)
+        small = self.model
+        if saved is not None:
+            small = self._cut(saved.plan, small, inplace)
+            saved.fill([small, *self.averages], self.optimizers)
+            if done == len(goals):
+                yield Step(small, saved.plan, done, done, trained=True)
+        for number, goal in enumerate(goals[done:], done + 1):
+            if number > 1:
+                widths = {group.name: len(group) + group.gone for group in graph.groups}
+                graph = analyze(small, self.examples, norm=self.norm)
+                graph.widths = widths
+            made = plan(graph, **{**self.settings, **goal})
+            check = self._check(small, made)
+            small = self._cut(made, small, inplace or number > 1)
+            whole = made if whole is None else whole.then(made)
+            yield Step(small, whole, number, len(goals), check)
+            if folder is not None:
+                write_checkpoint(folder, number, goals, whole, [small, *self.averages], self.optimizers)
+
+    def _check(self, model: nn.Module, made: PruningPlan) -> Verification | None:
+        """Compares a cut with the masked model, before anything is cut."""
+        check = verify_plan(model, made, self.examples) if self.verify else None
+        if check is not None and not check.ok:
+            raise VerificationError(str(check))
+        return check
+
+    def _cut(self, made: PruningPlan, model: nn.Module, inplace: bool) -> nn.Module:
+        """Applies a plan to the model, its averages and the optimizer."""
+        following = [follower(optimizer, made, model) for optimizer in self.optimizers]
+        small = apply(made, model, inplace=inplace)
+        for one in following:
+            one.move(small)
+        for average in self.averages:
+            apply(made, average, inplace=True)
+        return small
+
+    def _saved(self, folder: Path, goals: Goals, graph: ChannelGraph) -> Checkpoint | None:
+        saved = read_checkpoint(folder)
+        if saved is None:
+            return None
+        if saved.plan.fingerprint != graph.fingerprint:
+            raise ArgumentError(f"{folder} holds the run of another model; choose another folder")
+        if saved.goals != goals:
+            raise ArgumentError(f"{folder} holds a run with other steps, targets or schedule; choose another folder")
+        return saved

@@ -1,0 +1,149 @@
+"""Norms written out by hand: recognised by what they do, folded if they are RMS norms, counted by a subclass if not.
+
+See `structprune.counting` for the subclass. All other means and variances over channels keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..counting import COUNTED, STATISTICS, codes, ghosts
+from ..labels import IntArray, Labels, varying
+from ..nodes import Node
+from .normalization import Fold, Swap, foldable
+from .reduction import dims_of, reduce, sum_zeros
+from .site import Site, rule
+from .zeros import reads_zero
+
+
+@rule("mean")
+def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Over channels only where it belongs to a norm written out by hand."""
+    dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
+    labels = _single(input, dims)
+    if labels is not None:
+        fold = _written_rms(site, labels) if site.zero(input) else None
+        if fold is not None:
+            site.norms.append(Swap(site.path, "stock", labels.size, labels) if site.stock else fold)
+        if fold is not None or _counts(site, labels, dims[0]):
+            return sum_zeros(site, input, dims)
+    return reduce(site, input, dims, "mean runs over it")
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def spread(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Over channels only where it belongs to a norm written out by hand."""
+    dims = dims_of(input, None if isinstance(dim, bool) else kwargs.get("dim", kwargs.get("axis", dim)))
+    labels = _single(input, dims)
+    if labels is not None and _counts(site, labels, dims[0]):
+        return sum_zeros(site, input, dims)
+    return reduce(site, input, dims, f"{site.name} runs over it")
+
+
+def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
+    """The labels of the one dimension that statistics run over, if they vary along nothing else."""
+    labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
+    return labels.reshape(-1) if labels is not None and len(varying(labels)) == 1 else None
+
+
+def _counts(site: Site, labels: IntArray, dim: int) -> bool:
+    """Whether all statistics of the calling module run over channels, so that a class that counts them takes its place.
+
+    The class is made from the source: what it takes for the variance must be that here.
+    """
+    module = site.modules[site.path]
+    known = ghosts(type(module))
+    nodes = [n for n in site.node.graph.nodes if n.meta["op"] in STATISTICS and n.meta["path"] == site.path]
+    if known is None or "forward" in vars(module) or len(nodes) % len(known):
+        return False
+    found = [_centred(n) for n in nodes]
+    told = all(n.meta["code"] in codes(type(module)) for n in nodes)
+    if not told or found != list(known) * (len(nodes) // len(known)):
+        return False
+    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]
+    if any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
+        return False
+    source = site.node.all_input_nodes[0]
+    if _centred(site.node):
+        source = _distance(source).all_input_nodes[0]  # type: ignore[union-attr]
+    if not reads_zero(source, site.node, site.values):
+        return False
+    site.norms.append(Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels))
+    return True
+
+
+def _dims(node: Node) -> list[int]:
+    """The dimensions that a statistic runs over."""
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    return dims_of(Labels(node.all_input_nodes[0].meta["shape"]), None if isinstance(dim, bool) else dim)
+
+
+def _centred(node: Node) -> bool:
+    """Whether this is the mean of squared distances from a mean."""
+    distance = _distance(node.all_input_nodes[0]) if node.meta["op"] == "mean" else None
+    return distance is not None and distance.all_input_nodes[1].meta["op"] == "mean"
+
+
+def _distance(squared: Node) -> Node | None:
+    """x - u in (x - u) ** 2"""
+    if squared.meta["op"] not in ("pow", "square", "mul") or len(squared.all_input_nodes) != 1:
+        return None
+    if squared.meta["op"] == "pow" and squared.args[1] != 2:
+        return None
+    inner = squared.all_input_nodes[0]
+    return inner if inner.meta["op"] == "sub" and len(inner.args) == 2 and len(inner.all_input_nodes) == 2 else None
+
+
+def _written_rms(site: Site, labels: IntArray) -> Fold | None:
+    """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere; or (1 + weight) * ..."""
+    if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
+        return None
+    eps = _only_user(site.node, "add")
+    root = _only_user(eps, "rsqrt", "sqrt", "pow")
+    inverse = root is not None and (root.meta["op"] == "rsqrt" or (root.meta["op"] == "pow" and root.args[1] == -0.5))
+    scaled = _only_user(root, "mul" if inverse else "div")
+    out = _only_user(scaled, "mul")
+    if eps is None or root is None or scaled is None or out is None:
+        return None
+    if not inverse and ((root.meta["op"] == "pow" and root.args[1] != 0.5) or scaled.args[0] is root):
+        return None
+    constants = [a for a in eps.args if isinstance(a, float)]
+    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]
+    if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
+        return None
+    name = site.attribute_holding(constants[0])
+    return Fold(weights[0][0].meta["tensor"], site.path, name, labels, "", weights[0][1]) if name else None
+
+
+def _scale(node: Node) -> tuple[Node, float] | None:
+    """A parameter, or a number added to one, and the number."""
+    node, offset = _unconverted(node), 0.0
+    if node.meta["op"] == "add" and len(node.users) == 1:
+        numbers = [a for a in node.args if isinstance(a, int | float)]
+        if len(numbers) != 1 or len(node.args) != 2 or node.kwargs or node.meta["inplace"]:
+            return None
+        node, offset = _unconverted(node.all_input_nodes[0]), float(numbers[0])
+    return (node, offset) if node.meta["op"] == "parameter" else None
+
+
+_CONVERSIONS = frozenset({"to", "float", "type_as", "half", "double", "bfloat16"})
+_LAYOUTS = frozenset({"view", "reshape", "unsqueeze"})
+
+
+def _only_user(node: Node | None, *ops: str) -> Node | None:
+    """The one operation that reads a value, if it is one of `ops`; conversions of dtype are looked through."""
+    while node is not None:
+        users = list(node.users)
+        if len(users) != 1:
+            return None
+        node = users[0]
+        if node.meta["op"] not in _CONVERSIONS:
+            return node if node.meta["op"] in ops else None
+    return None
+
+
+def _unconverted(node: Node) -> Node:
+    while node.meta["op"] in _CONVERSIONS | _LAYOUTS and len(node.users) == 1:
+        node = node.all_input_nodes[0]
+    return node

@@ -1,0 +1,118 @@
+"""Settlement: units that are to go become a plan, less those that some operation turns out to need."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .counting import COUNTED
+from .graph import ChannelGraph
+from .labels import IntArray
+from .plan import Kept, PruningPlan
+from .program import fingerprint, registered_tensors
+from .rewriting import NUMBERS, REWRITE, held, rewritten
+from .rules.checks import View
+from .rules.normalization import Fold, Swap
+from .rules.site import labels_in
+from .swaps import NORM, swap_for
+
+
+def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArray]:
+    """The plan that removes these units, less those that some operation turns out to need, and what it removes."""
+    roots = graph.space.couplings.roots()
+    notes: list[str] = []
+    while True:
+        view = graph.view(removed)
+        needed = np.zeros(int(roots.max()) + 1, bool)
+        failed = [check for check in graph.space.checks if not check.holds(view)]
+        notes += [check.why for check in failed]
+        for labels in (labels for check in failed for labels in graph.space.labels_behind(check)):
+            needed[roots[labels]] = True
+        for labels in _emptied(graph, view):
+            notes.append("a value would be left empty")
+            needed[roots[labels]] = True
+        if failed and not needed[removed].any():  # nothing that could be put back explains it: put everything back
+            removed = removed[:0]
+        elif not needed[removed].any():
+            return _freeze(graph, view, tuple(dict.fromkeys(notes))), removed
+        else:
+            removed = removed[~needed[removed]]
+
+
+def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
+    return [
+        c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates if view.removed[c].all()
+    ]
+
+
+def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
+    kept = {}
+    sizes = {}
+    seen: dict[bytes, tuple[int, ...]] = {}  # coupled parameters keep the same indices: one tuple serves them all
+    for name, labels in graph.space.parameters.items():
+        dims = view.kept(labels)
+        if dims:
+            kept[name] = {dim: _shared(indices, seen) for dim, indices in sorted(dims.items())}
+            sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
+    attributes: dict[str, dict[str, Any]] = {}
+    for leaf, value in graph.space.attributes(view).items():
+        values = attributes.setdefault(leaf.module, {})
+        if leaf.index is None:
+            values[leaf.name] = int(value)
+        else:
+            several = values.get(leaf.name, tuple(held(graph.space.modules[leaf.module], leaf.name)))
+            values[leaf.name] = (*several[: leaf.index], int(value), *several[leaf.index + 1 :])
+    stock: Kept = {}
+    for norm in graph.space.norms:
+        gone = view.removed[norm.labels]
+        if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
+            stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
+            sizes[norm.path] = {0: len(gone)}
+    swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
+    registered = registered_tensors(graph.model)
+    tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
+    becomes = fingerprint(graph.model, {**kept, **tensors})
+    prints = graph.fingerprint, notes, becomes
+    return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, *prints)
+
+
+def _substitutes(
+    graph: ChannelGraph, view: View, touched: set[str], attributes: dict[str, dict[str, Any]]
+) -> tuple[dict[str, tuple[str, int]], dict[str, float], dict[str, float]]:
+    """The modules to swap, and what to fold into weights; `attributes` gets what goes with them."""
+    swaps: dict[str, tuple[str, int]] = {}
+    scales: dict[str, float] = {}
+    shifts: dict[str, float] = {}
+    for norm in graph.space.norms:
+        left = int((~view.removed[norm.labels]).sum())
+        if left == len(norm.labels):
+            continue
+        values = attributes.setdefault(norm.path, {})
+        if isinstance(norm, Fold):
+            scale = math.sqrt(len(norm.labels) / left)
+            scales[norm.parameter] = scale
+            if norm.offset:
+                shifts[norm.parameter] = norm.offset * (scale - 1)
+            values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
+            if norm.shape:
+                values[norm.shape] = (left,)
+        elif norm.name in (NORM, COUNTED):
+            swaps[norm.path] = (norm.name, norm.channels)
+        elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
+            values["normalized_shape"] = (left,)
+    for path, module in graph.space.modules.items():
+        known = swap_for(type(module))
+        if known is not None and any(name.startswith(f"{path}." if path else "") for name in touched):
+            swaps[path] = (known.name, 0)
+        elif NUMBERS in attributes.get(path, ()) and not hasattr(module, NUMBERS):
+            swaps[path] = (REWRITE, rewritten(type(module)).checksum)
+    return swaps, scales, shifts
+
+
+def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:
+    key = indices.tobytes()
+    if key not in seen:
+        seen[key] = tuple(indices.tolist())
+    return seen[key]

@@ -1,0 +1,93 @@
+"""The source of a class: its methods, changed and compiled anew at the same lines of the same file."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+
+class CannotRewriteError(Exception):
+    """This source is beyond us."""
+
+
+def methods_of(kind: type[nn.Module]) -> list[str]:
+    """`forward`, and the methods that it calls by `self.name`, directly or through others."""
+    found, queue = [], ["forward"]
+    while queue:
+        name = queue.pop()
+        if name in found:
+            continue
+        method = inspect.getattr_static(kind, name)
+        if not isinstance(method, FunctionType) or (method.__module__ or "").startswith("torch."):
+            if name == "forward":
+                raise CannotRewriteError
+            continue
+        found.append(name)
+        queue += [n for n in names_in(method.__code__) if isinstance(_own(kind).get(n), FunctionType)]
+    return found
+
+
+def _own(kind: type) -> dict[str, Any]:
+    """What a class and its bases define, but those of PyTorch."""
+    own = [b for b in reversed(kind.__mro__) if not b.__module__.startswith("torch.") and b is not object]
+    return {name: member for base in own for name, member in vars(base).items()}
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names that a function, and those inside it, look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
+
+
+class Rewriter(ast.NodeTransformer):
+    """Changes the body of a method whose first argument is called `owner`."""
+
+    owner = ""
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.ClassDef | ast.Match | ast.Global | ast.Nonlocal):
+            raise CannotRewriteError
+        if isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__"):
+            raise CannotRewriteError  # private names are mangled inside a class
+        return super().visit(node)
+
+
+def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> FunctionType:
+    """A method of `kind`, rewritten; raises CannotRewriteError, OSError (no source), SyntaxError or TypeError."""
+    method: FunctionType = inspect.getattr_static(kind, name)
+    lines, first = inspect.getsourcelines(method)
+    definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or not definition.args.args:
+        raise CannotRewriteError
+    if hasattr(method, "__wrapped__"):
+        raise CannotRewriteError
+    rewriter.owner = definition.args.args[0].arg
+    definition.body = [rewriter.visit(statement) for statement in definition.body]
+    definition.args.defaults = [ast.Constant(None) for _ in definition.args.defaults]
+    definition.args.kw_defaults = [d and ast.Constant(None) for d in definition.args.kw_defaults]
+    code = _compiled(definition, method.__code__, first)
+    cells = dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
+    made = FunctionType(code, method.__globals__, name, method.__defaults__, tuple(cells[n] for n in code.co_freevars))
+    made.__kwdefaults__ = method.__kwdefaults__
+    made.__qualname__, made.__module__, made.__doc__ = method.__qualname__, method.__module__, method.__doc__
+    return made
+
+
+def _compiled(definition: ast.FunctionDef, like: CodeType, first: int) -> CodeType:
+    """The code of a function that may have variables of enclosing scopes, `__class__` (for `super`) among them."""
+    tree = ast.parse(f"def outer({', '.join(like.co_freevars)}): pass")
+    tree.body[0].body = [ast.increment_lineno(definition, first - 1)]  # type: ignore[attr-defined]
+    flags = like.co_flags & __future__.annotations.compiler_flag
+    code = compile(ast.fix_missing_locations(tree), like.co_filename, "exec", flags, dont_inherit=True)
+    for _ in range(2):
+        code = next(c for c in code.co_consts if isinstance(c, CodeType))
+    return code

@@ -1,0 +1,298 @@
+"""Iterative pruning: the schedule, the optimizer, averages, and taking up an interrupted run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import structprune as sp
+from structprune.optimizers import follower
+from structprune.progress import NAME
+from structprune.schedules import cuts
+
+
+class Net(nn.Module):
+    """Convolutions with norms, a residual addition, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.inner = nn.Conv2d(16, 24, 3, padding=1)
+        self.outer = nn.Conv2d(24, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.outer(self.inner(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    model = Net().double()
+    randomise(model)
+    return model.train()
+
+
+def batches(count: int) -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(8, 3, 6, 6, generator=random, dtype=torch.float64), torch.randint(5, (8,), generator=random))
+        for _ in range(count)
+    ]
+
+
+IMAGES = batches(1)[0][0]
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.003, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.003, foreach=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.001, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+}
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[Tensor, Tensor]]) -> list[float]:
+    losses = []
+    for images, classes in data:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), classes)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_goes_on_as_with_masks(name: str) -> None:
+    """After a cut, every loss is that of the masked model whose optimizer never noticed."""
+    model = net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer, batches(4))
+    masked = copy.deepcopy(model)
+    unaware = OPTIMIZERS[name](masked.parameters())
+    unaware.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    step = next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer))
+    masks = {
+        key: torch.zeros_like(p).index_put_(
+            tuple(torch.meshgrid(*(torch.tensor(step.plan.kept.get(key, {}).get(d, range(n))) for d, n in enumerate(p.shape)), indexing="ij")),
+            torch.ones((), dtype=p.dtype),
+        )
+        for key, p in masked.named_parameters()
+    }  # fmt: skip
+
+    def zero() -> None:
+        with torch.no_grad():
+            for key, p in masked.named_parameters():
+                p.mul_(masks[key])
+
+    zero()
+    unaware.register_step_post_hook(lambda *_: zero())
+    for key, p in masked.named_parameters():
+        p.register_hook(lambda grad, key=key: grad * masks[key])
+    data = batches(9)[4:]
+    found, expected = train(step.model, optimizer, data), train(masked, unaware, data)
+    assert sum(p.numel() for p in step.model.parameters()) < 0.6 * sum(p.numel() for p in masked.parameters())
+    assert len({round(loss, 6) for loss in expected}) == len(expected)
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_lost_momentum_would_be_noticed() -> None:
+    """The test above can fail."""
+    model = net()
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    train(model, optimizer, batches(4))
+    step = next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer))
+    again = copy.deepcopy(step.model)
+    fresh = OPTIMIZERS["momentum"](again.parameters())
+    data = batches(9)[4:]
+    assert train(step.model, optimizer, data) != pytest.approx(train(again, fresh, data), rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cubic", "exponential", lambda progress, final: final * progress**2])
+def test_the_ratio_is_reached_and_plans_compose(schedule: Any) -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    widths = []
+    for step in sp.iterate(model, IMAGES, ratio=0.5, steps=4, schedule=schedule):
+        assert step.verification is not None
+        assert step.verification.max_rel_error < 1e-12
+        widths.append(step.model.inner.out_channels)
+        train(step.model, torch.optim.SGD(step.model.parameters(), lr=0.05), batches(2))
+    assert step.number == step.steps == 4
+    assert widths == [24 - int(24 * cut + 1e-9) for cut in cuts(schedule, 4, 0.5)]
+    at_once = sp.apply(step.plan, model)
+    assert [p.shape for p in at_once.parameters()] == [p.shape for p in step.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_targets_are_of_the_unpruned_model() -> None:
+    model = net()
+    total = sum(p.numel() for p in model.parameters())
+    left = [
+        sum(p.numel() for p in step.model.parameters()) / total
+        for step in sp.iterate(model, IMAGES, target={"params": 0.4}, steps=3, scope="global")
+    ]
+    assert left <= [0.8, 0.6, 0.4]
+    assert left == pytest.approx([0.8, 0.6, 0.4], abs=0.04)
+
+
+def test_inplace_cuts_the_model_itself() -> None:
+    model = net()
+    steps = [step.model is model for step in sp.iterate(model, IMAGES, ratio=0.5, steps=2, inplace=True)]
+    assert steps == [True, True]
+    assert model.inner.out_channels == 12
+
+
+def test_averages_and_schedulers_go_along() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    plain = copy.deepcopy(model)
+    for step in sp.iterate(model, IMAGES, ratio=0.5, steps=2, optimizer=optimizer, ema=[average, plain]):
+        train(step.model, optimizer, batches(2))
+        average.update_parameters(step.model)
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.025
+    assert {id(p) for p in step.model.parameters()} == {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert average(IMAGES).shape == plain(IMAGES).shape
+    assert plain.inner.out_channels == average.module.inner.out_channels == 12
+
+
+def test_groups_frozen_parameters_and_strangers_stay() -> None:
+    model = net()
+    model.stem.weight.requires_grad_(False)
+    stranger = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = torch.optim.Adam(
+        [{"params": [model.head.weight, stranger], "lr": 0.5}, {"params": [p for p in model.parameters() if p is not model.head.weight]}]
+    )  # fmt: skip
+    step = next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer))
+    assert optimizer.param_groups[0]["params"][0] is step.model.head.weight
+    assert optimizer.param_groups[0]["params"][1] is stranger
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not step.model.stem.weight.requires_grad
+
+
+def test_adafactor_keeps_rows_and_columns() -> None:
+    model = net()
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
+    train(model, optimizer, batches(2))
+    step = next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer))
+    assert all(torch.isfinite(torch.tensor(loss)) for loss in train(step.model, optimizer, batches(2)))
+
+
+def test_a_history_that_cannot_be_cut_is_refused_before_anything_is() -> None:
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    images, classes = batches(1)[0]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), classes)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(sp.UnsupportedModelError, match="build a new optimizer"):
+        next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer, inplace=True))
+    assert model.inner.out_channels == 24
+
+
+def run(folder: Path | None, stop_in: int | None = None) -> tuple[nn.Module, list[int]]:
+    """Four steps of pruning and training, stopped in the training of one of them."""
+    model = net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    average = copy.deepcopy(model)
+    numbers = []
+    for step in sp.iterate(model, IMAGES, ratio=0.5, steps=4, optimizer=optimizer, ema=average, folder=folder):
+        numbers.append(step.number)
+        if step.trained:
+            break
+        train(step.model, optimizer, batches(step.number))
+        if step.number == stop_in:
+            break
+    return step.model, numbers
+
+
+def test_an_interrupted_run_is_taken_up(tmp_path: Path) -> None:
+    whole, _ = run(None)
+    _, first = run(tmp_path, stop_in=3)
+    model, rest = run(tmp_path)
+    assert (first, rest) == ([1, 2, 3], [3, 4])
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+    done, last = run(tmp_path)
+    assert last == [4]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), done.state_dict().values(), strict=True))
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, stop_in=2)
+    with pytest.raises(sp.ArgumentError, match="other steps"):
+        next(sp.iterate(net(), IMAGES, ratio=0.25, steps=4, folder=tmp_path))
+    with pytest.raises(sp.ArgumentError, match="another model"):
+        next(
+            sp.iterate(
+                nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).double(),
+                IMAGES,
+                ratio=0.5,
+                steps=4,
+                folder=tmp_path,
+            )
+        )
+    (tmp_path / NAME).write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(sp.FileFormatError, match="not a checkpoint"):
+        next(sp.iterate(net(), IMAGES, ratio=0.5, steps=4, folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({}, sp.ArgumentError, "a target, .* or a ratio"),
+        ({"ratio": 0.5, "target": {"macs": 0.5}}, sp.ArgumentError, "a target, .* or a ratio"),
+        ({"ratio": 1.5}, sp.ArgumentError, "ratio"),
+        ({"ratio": 0.5, "steps": 0}, sp.ArgumentError, "steps"),
+        ({"ratio": 0.5, "steps": True}, sp.ArgumentTypeError, "steps"),
+        ({"ratio": 0.5, "schedule": "cubical"}, sp.ArgumentError, "'linear', 'cubic', 'exponential'"),
+        ({"ratio": 0.5, "schedule": lambda p, f: f * (1 - p)}, sp.ArgumentError, "must rise"),
+        ({"ratio": 0.5, "optimizer": "adam"}, sp.ArgumentTypeError, "optimizer"),
+        ({"ratio": 0.5, "ema": ["copy"]}, sp.ArgumentTypeError, "ema"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], words: str) -> None:
+    """They are refused at once, not when the first step is asked for."""
+    with pytest.raises(error, match=words):
+        sp.iterate(net(), IMAGES, **settings)
+
+
+def test_limits_are_of_the_unpruned_model() -> None:
+    """A largest ratio of each group, asked for at every step, is not taken from what is left again and again."""
+    settings: dict[str, Any] = {"target": {"params": 0.6}, "steps": 3, "scope": "global"}
+    free = [step.model.stem.out_channels for step in sp.iterate(net(), IMAGES, **settings)]
+    bound = [step.model.stem.out_channels for step in sp.iterate(net(), IMAGES, **settings, max_ratio=0.25)]
+    assert free[-1] < 12
+    assert bound[-1] == 12
+
+
+def test_follower_leaves_state_alone_until_it_moves() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    train(model, optimizer, batches(1))
+    plan = sp.plan(sp.analyze(model, IMAGES))
+    following = follower(optimizer, plan, model)
+    assert optimizer.state[model.inner.weight]["exp_avg"].shape == model.inner.weight.shape
+    small = sp.apply(plan, model)
+    following.move(small)
+    assert optimizer.state[small.inner.weight]["exp_avg"].shape == small.inner.weight.shape
+    assert model.inner.weight not in optimizer.state

@@ -1,0 +1,300 @@
+"""`rigid="rewrite"`: sizes written in the code follow the channels; `"keep"`, the default, keeps both."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_exact, assert_kept, masked_original, randomise
+from torch import Tensor, nn
+
+import structprune as sp
+from structprune.rewriting import rewritten
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+ROWS = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+class Flattened(nn.Module):
+    """x.view(-1, 128)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(128, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4)
+        return self.b(x.view(-1, 128))
+
+
+class Heads(nn.Module):
+    """x.view(b, n, 4, 8)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(*io) for io in ((16, 32), (16, 32), (16, 32), (32, 16)))
+
+    def split(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        return x.view(b, n, 4, 8).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        weights = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(x.shape[0], -1, 32))
+
+
+class Sliced(nn.Module):
+    """x[:, :4], x[:, 4:6] and x[:, 6:]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(2, 5, 1)
+        self.d = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x[:, :4].sigmoid()) + self.c(x[:, 4:6]) + self.d(x[:, 6:].relu())
+
+
+class Split(nn.Module):
+    """split(4) and split([4, 8])"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(*io, 1) for io in ((3, 12), (4, 12), (4, 5), (8, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v, w = self.a(x).split(4, dim=1)
+        left, right = self.b(u + v.sigmoid() * w).split([4, 8], dim=1)
+        return self.c(left) + self.d(right)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).reshape(*x.shape[:2], 24, 1)
+        return self.down(h.relu().reshape(x.size(0), x.size(1), 24)) + x
+
+
+class Twice(nn.Module):
+    """A nested module called twice, and another of its class with sizes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.out = Inner(), Inner(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.other(self.one(self.one(x))))
+
+
+class Modes(nn.Module):
+    """Another path in train mode, with numbers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux = nn.Linear(16, 12), nn.Linear(12, 5), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.training:
+            return self.b(h) + self.aux(h.view(-1, 12)).view(h.shape[0], -1, 5)
+        return self.b(h.reshape(-1, 12)).unflatten(0, h.shape[:2])
+
+
+class Parent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 12), nn.Linear(12, 5)
+
+    def hidden(self, x: Tensor, scale: float = 2) -> Tensor:
+        return self.activate(self.a(x).view(*x.shape[:-1], 3, 4)) * scale
+
+    def activate(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+class Child(Parent):
+    """Methods of its own and of a base class, `super`, defaults and a lambda."""
+
+    def activate(self, x: Tensor) -> Tensor:
+        return super().activate(x) + 2 * x
+
+    def forward(self, x: Tensor, *, gain: int = 3) -> Tensor:
+        merge = lambda h: h.reshape(*h.shape[:-2], 12)  # noqa: E731
+        return self.b(merge(self.hidden(x))) * gain
+
+
+CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
+    "view of everything": (Flattened, IMAGES, "0.a"),
+    "view by heads": (Heads, ROWS, "0.q"),
+    "slices": (Sliced, IMAGES, "0.a"),
+    "splits": (Split, IMAGES, "0.a"),
+    "called twice": (Twice, ROWS, "0.one.up"),
+    "two modes": (Modes, ROWS, "0.a"),
+    "super, defaults, a lambda": (Child, ROWS, "0.a"),
+}
+
+
+def model_of(kind: type[nn.Module]) -> Any:
+    return randomise(nn.Sequential(kind()).double())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rewritten(name: str, tmp_path: Path) -> None:
+    kind, inputs, layer = CASES[name]
+    model = model_of(kind)
+    result = assert_rewritten(model, inputs)
+    weight = result.model.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    assert weight.shape[0] <= model.get_submodule(layer).weight.shape[0] / 2
+    assert list(result.model.state_dict()) == list(model.state_dict())
+    sp.save(result, tmp_path / "out")
+    masked = masked_original(model, result.plan)
+    for again in (sp.load(tmp_path / "out", model), copy.deepcopy(result.model), sp.apply(result.plan, model_of(kind))):
+        again = again.double()
+        again.load_state_dict(result.model.state_dict())
+        torch.testing.assert_close(again.eval()(inputs), masked.eval()(inputs))
+        torch.testing.assert_close(again.train()(inputs[:1]), masked.train()(inputs[:1]))
+
+
+def assert_rewritten(model: nn.Module, inputs: Tensor, **settings: Any) -> sp.Result:
+    before = {path: type(m) for path, m in model.named_modules()}
+    result = assert_exact(model, inputs, rigid="rewrite", **settings)
+    assert {path: type(m) for path, m in model.named_modules()} == before
+    assert any(name == "rewrite" for name, _ in result.plan.swaps.values())
+    return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kept_by_default(name: str) -> None:
+    kind, inputs, layer = CASES[name]
+    model = model_of(kind)
+    kept = sp.analyze(model, inputs).fixed
+    assert "written in the code" in kept[f"{layer}.weight[0]"] or "commute" in kept[f"{layer}.weight[0]"]
+
+
+def test_a_model_that_is_itself_rewritten() -> None:
+    model = randomise(Flattened().double())
+    result = sp.prune(model, IMAGES, rigid="rewrite")
+    small: Any = result.model
+    assert isinstance(small, Flattened)
+    assert small.code_sizes == (4, 64)
+    assert not hasattr(model, "code_sizes")
+    assert repr(small).startswith("RewrittenFlattened(")
+    larger = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(small(larger), masked_original(model, result.plan)(larger), rtol=1e-12, atol=1e-12)
+    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(larger), small(larger))
+    exported = torch.export.export(small, (larger,)).module()
+    torch.testing.assert_close(exported(larger), small(larger))
+    again = sp.prune(small, IMAGES).model  # its numbers are attributes now
+    assert again.code_sizes == (4, 32)
+
+
+def test_a_rewritten_model_can_be_saved(tmp_path: Path) -> None:
+    small = sp.prune(model_of(Heads), ROWS, rigid="rewrite").model
+    torch.save(small, tmp_path / "small.pt")
+    assert torch.equal(torch.load(tmp_path / "small.pt", weights_only=False)(ROWS), small(ROWS))
+
+
+def test_inplace() -> None:
+    model, other = model_of(Flattened), model_of(Flattened)
+    small = sp.prune(other, IMAGES, rigid="rewrite").model
+    assert sp.prune(model, IMAGES, rigid="rewrite", inplace=True).model is model
+    assert torch.equal(model(IMAGES), small(IMAGES))
+
+
+class OneNumber(nn.Module):
+    """The same number in the code twice, for different things, of which one cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        for width in (12, 12):
+            h = h.view(*h.shape[:2], width)
+        return self.b(h * len(range(12)))
+
+
+def test_one_number_for_two_things() -> None:
+    assert_rewritten(model_of(OneNumber), ROWS)
+
+
+class Super(Parent):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(super().hidden(x).flatten(-2))
+
+    def hidden(self, x: Tensor, scale: float = 2) -> Tensor:
+        raise NotImplementedError
+
+
+class Decorated(Flattened):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))
+
+
+class Private(Flattened):
+    def forward(self, x: Tensor) -> Tensor:
+        self.__seen = True
+        return self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))
+
+
+def without_source() -> type[nn.Module]:
+    namespace: dict[str, Any] = {"Flattened": Flattened, "nn": nn}
+    body = "self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))"
+    exec(f"class Made(Flattened):\n    def forward(self, x):\n        return {body}", namespace)
+    return namespace["Made"]
+
+
+@pytest.mark.parametrize("kind", [Super, Decorated, Private, without_source()])
+def test_what_cannot_be_rewritten_is_kept(kind: type[nn.Module]) -> None:
+    inputs = ROWS if issubclass(kind, Parent) else IMAGES
+    model = model_of(kind)
+    assert "written in the code" in sp.analyze(model, inputs, rigid="rewrite").fixed["0.a.weight[0]"]
+    assert_kept(model, inputs, "0.a.weight[0]", "written in the code")
+
+
+# -- plans ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_plans() -> None:
+    model = model_of(Flattened)
+    plan = sp.plan(sp.analyze(model, IMAGES, rigid="rewrite"))
+    assert plan.attributes["0"] == {"code_sizes": (4, 64)}
+    for numbers in ((64,), 64, (4, 64, 2)):
+        with pytest.raises(sp.PlanError, match="no such number there"):
+            sp.apply(replace(plan, attributes={**plan.attributes, "0": {"code_sizes": numbers}}), model)
+    with pytest.raises(sp.PlanError, match="no such number there"):
+        sp.apply(replace(plan, swaps={}), model)
+    with pytest.raises(sp.PlanError, match="the code of Flattened is not what it was"):
+        sp.apply(replace(plan, swaps={"0": ("rewrite", 1)}), model)
+    with pytest.raises(sp.PlanError, match=r"swaps '0\.a', which is a Conv2d"):
+        sp.apply(replace(plan, swaps={**plan.swaps, "0.a": ("rewrite", 1)}), model)
+    data = plan.to_dict()
+    data["attributes"]["0"]["code_sizes"] = [4, "64"]
+    with pytest.raises(sp.PlanError, match=r"attributes\.0\.code_sizes: expected int"):
+        sp.PruningPlan.from_dict(data)
+
+
+@pytest.mark.parametrize("rigid", ["Rewrite", "", None, True, 1, ["keep"]])
+def test_another_word_is_refused(rigid: Any) -> None:
+    with pytest.raises(sp.ArgumentError, match=r"rigid must be 'keep' .* or 'rewrite'"):
+        sp.prune(model_of(Flattened), IMAGES, rigid=rigid)
+    with pytest.raises(sp.ArgumentError, match="rigid must be 'keep'"):
+        sp.analyze(model_of(Flattened), IMAGES, rigid=rigid)
+
+
+def test_nothing_to_gain() -> None:
+    assert rewritten(nn.Conv2d) is None
+    assert rewritten(nn.Sequential) is None
