@@ -195,8 +195,8 @@ def reduction(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: 
 @rule("max", "min")
 def extremum(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """x.max(dim) with its positions; max(x, y) element by element."""
-    if isinstance(kwargs.get("other", dim), Tensor):
-        return pointwise(node, input, dim, *args, **kwargs)
+    if "other" in kwargs or isinstance(dim, Tensor):
+        return pointwise(node, input, *([] if dim is None else [dim]), **kwargs)
     if "shape" in node.meta:
         return _reduced(node, input, dim, kwargs, lambda value: value)
     return None

@@ -159,6 +159,8 @@ def _mixing(node: Node) -> Iterator[tuple[Node, Sequence[int]]]:
     family = RULES[op].__module__.rpartition(".")[2] if op in RULES else ""
     if op in _CHANNELWISE or family in _PASSING or (not family and is_pointwise(op)):
         return
+    if op in ("max", "min") and isinstance(node.kwargs.get("other", (*node.args, None)[1]), Node):
+        return  # max(x, y) is element by element
     if op in _PRODUCTS and all(len(n.meta["shape"]) > 1 for n in node.args):  # type: ignore[union-attr]
         yield from ((node.args[0], (-1,)), (node.args[1], (-2,)))  # type: ignore[misc]
     elif op == "scaled_dot_product_attention" and len(node.args) > 2:

@@ -375,14 +375,14 @@ USES: dict[str, list[Use]] = {
     + use(8, lambda h, m, x: F.glu(h), lambda h, m, x: F.glu(torch.cat([h, m.b(x)], 1), 1)),
     "prelu": use(8, lambda h, m, x: F.prelu(h, m.vector), lambda h, m, x: F.prelu(h, x[0, 0, 0, :1])),
     # reductions
+    "max": function_of_space("max") + use(8, lambda h, m, x: torch.max(h, other=h * m.vector.mean())),
+    "min": function_of_space("min") + use(8, lambda h, m, x: torch.min(h, other=h * m.vector.mean())),
     **{
         name: function_of_space(name)
         for name in (
             "prod",
             "amax",
             "amin",
-            "max",
-            "min",
             "argmax",
             "argmin",
             "median",

@@ -174,6 +174,24 @@ def test_every_kind_of_mask(masked: Callable[[Any], None]) -> None:
     assert result.report.fixed == {}
 
 
+@pytest.mark.parametrize("function", [torch.max, torch.min, lambda a, b: torch.max(a, other=b), torch.maximum])
+def test_the_larger_of_two(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Of two constants it is a constant; nothing is reduced."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(function(self.a(x), self.b(x)))
+
+    model = randomise(Net().double()).eval()
+    zero(model.a.weight, [0, 1, 2])
+    zero(model.b.weight, [1, 2, 3])
+    assert_shrinks(model, rows(), to=2 * 6 * 7 + 3 * 7, grow=(0,))
+
+
 def test_masked_biases() -> None:
     """A filter and its bias: nothing is left to fold."""
     model = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
