@@ -26,11 +26,11 @@ FLOORS = """
     analysis mask roles surgery
     explanation inflate kinds optimizers storage verify
     commands.common export graph progress report
-    commands.files constraints importance.normalization promote settlement weights
+    commands.files constraints importance.normalization latency promote settlement weights
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
     importance regularize
-    latency selection
+    selection
     budget
     decision
     planning
