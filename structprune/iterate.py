@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from .api import analyze
 from .constraints import check_ratio
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .graph import ChannelGraph
+from .latency import Latency
 from .optimizers import follower
 from .plan import PruningPlan
-from .planning import plan, read_target
+from .planning import plan, split_target
 from .prepare import unwrap
 from .progress import Checkpoint, read_checkpoint, write_checkpoint
 from .schedules import cuts
@@ -70,7 +71,8 @@ def iterate(
     throughout.
 
     Args:
-        target: what to keep in the end, as for `plan`; or `ratio`, the fraction of units to remove in the end.
+        target: what to keep in the end, as for `plan` (latency as a fraction); or `ratio`, the fraction of units to
+            remove in the end.
         steps: how many steps.
         schedule: `"linear"`, `"cubic"` (AGP), `"exponential"` (1 - (1 - r)^n), or a function of the progress in
             (0, 1] and the final cut that returns the cut.
@@ -95,7 +97,8 @@ def iterate(
     model = unwrap(model)
     graph = analyze(model, example_inputs, norm=norm)
     goals = _goals(graph, target, ratio, schedule, steps)
-    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings)
+    latency = None if target is None else split_target(graph, target)[1]
+    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings, latency)
     return run.go(goals, graph, None if folder is None else Path(folder), inplace)
 
 
@@ -105,10 +108,17 @@ def _goals(
     """What is asked of `plan` at each step, in terms of the unpruned model."""
     if ratio is not None:
         return [{"ratio": cut} for cut in cuts(schedule, steps, ratio)]
+    counted, latency = split_target(graph, target)
     original = graph.costs.original()
-    ends = {name: limit / original[name] for name, limit in read_target(graph, target).items()}
-    ways = {name: cuts(schedule, steps, 1 - end) for name, end in ends.items()}
-    return [{"target": {name: original[name] * (1 - way[i]) for name, way in ways.items()}} for i in range(steps)]
+    ways = {name: cuts(schedule, steps, 1 - limit / original[name]) for name, limit in counted.items()}
+    goals = [{"target": {name: original[name] * (1 - way[i]) for name, way in ways.items()}} for i in range(steps)]
+    if latency is not None:
+        if latency.keep > 1:
+            raise ArgumentError(f"iterate takes latency as a fraction to keep, in (0, 1]; {latency.keep!r} was given")
+        left = [1.0, *(1 - cut for cut in cuts(schedule, steps, 1 - latency.keep))]
+        for i, goal in enumerate(goals):  # a time is compared with that of the step before, measured beside it
+            goal["target"]["latency"] = left[i + 1] / left[i]
+    return goals
 
 
 def _several(value: Any, kind: type, name: str) -> list[Any]:
@@ -136,6 +146,7 @@ class _Run:
     verify: bool
     norm: str
     settings: dict[str, Any]
+    latency: Latency | None
 
     def go(self, goals: Goals, graph: ChannelGraph, folder: Path | None, inplace: bool) -> Iterator[Step]:
         """The steps, from wherever the folder says the run was."""
@@ -152,13 +163,23 @@ class _Run:
                 widths = {group.name: len(group) + group.gone for group in graph.groups}
                 graph = analyze(small, self.examples, norm=self.norm)
                 graph.widths = widths
-            made = plan(graph, **{**self.settings, **goal})
+            made = plan(graph, **self.settings, **self._asked(goal, graph))
             check = self._check(small, made)
             small = self._cut(made, small, inplace or number > 1)
             whole = made if whole is None else whole.then(made)
             yield Step(small, whole, number, len(goals), check)
             if folder is not None:
                 write_checkpoint(folder, number, goals, whole, [small, *self.averages], self.optimizers)
+
+    def _asked(self, goal: dict[str, Any], graph: ChannelGraph) -> dict[str, Any]:
+        """A goal as `plan` takes it: what is met already stays met, and latency is measured as the user said."""
+        if "target" not in goal:
+            return goal
+        present = graph.costs.original()
+        target: dict[str, Any] = {n: min(value, present.get(n, value)) for n, value in goal["target"].items()}
+        if self.latency is not None:
+            target["latency"] = replace(self.latency, keep=target["latency"])
+        return {"target": target}
 
     def _check(self, model: nn.Module, made: PruningPlan) -> Verification | None:
         """Compares a cut with the masked model, before anything is cut."""

@@ -105,17 +105,21 @@ def _read_amount(
         return DEFAULT_RATIO if ratio is None else check_ratio(ratio), {}, None
     if ratio is not None:
         raise ArgumentError(f"give a ratio or a target, not both; ratio={ratio!r} and target={target!r} were given")
+    return None, *split_target(graph, target)
+
+
+def split_target(graph: ChannelGraph, target: Any) -> tuple[dict[str, float], Latency | None]:
+    """What the model may cost: what is counted, in absolute numbers, and what is measured."""
     timed = isinstance(target, Mapping) and "latency" in target
     latency: Any = target["latency"] if timed else None
     counted = {name: value for name, value in target.items() if name != "latency"} if timed else target
-    limits = {} if timed and not counted else read_target(graph, counted, ("latency",))
-    return None, limits, Latency(latency) if timed and not isinstance(latency, Latency) else latency
+    limits = {} if timed and not counted else _read_target(graph, counted)
+    return limits, Latency(latency) if timed and not isinstance(latency, Latency) else latency
 
 
-def read_target(graph: ChannelGraph, target: Any, also: tuple[str, ...] = ()) -> dict[str, float]:
-    """What the model may cost, in absolute numbers; `also` are targets that are read elsewhere."""
+def _read_target(graph: ChannelGraph, target: Any) -> dict[str, float]:
     original = graph.costs.original()
-    names = ", ".join([*original, *also])
+    names = ", ".join([*original, "latency"])
     if not isinstance(target, Mapping):
         raise ArgumentTypeError(f"target must map costs to numbers, {{'macs': 0.5}}; {target!r} was given")
     if not target:

@@ -148,6 +148,12 @@ def test_targets_are_of_the_unpruned_model() -> None:
     assert left == pytest.approx([0.8, 0.6, 0.4], abs=0.04)
 
 
+def test_latency_is_a_fraction() -> None:
+    """A time in microseconds would be compared with the unpruned model, which is gone."""
+    with pytest.raises(sp.ArgumentError, match="fraction to keep"):
+        sp.iterate(net(), IMAGES, target={"latency": 1500})
+
+
 def test_inplace_cuts_the_model_itself() -> None:
     model = net()
     steps = [step.model is model for step in sp.iterate(model, IMAGES, ratio=0.5, steps=2, inplace=True)]

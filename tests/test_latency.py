@@ -64,6 +64,20 @@ def test_a_fraction_of_the_time(keep: float, scope: str) -> None:
 
 
 @pytest.mark.usefixtures("tiled")
+def test_iterative_pruning_measures_every_step() -> None:
+    """Each step is compared with the one before."""
+    model: Any = net()
+    whole = counted(lambda: model(rows()), 0)
+    target = {"latency": sp.Latency(0.4, seconds=0), "params": 0.9}
+    used = []
+    for step in sp.iterate(model, rows(), target=target, steps=2):
+        small = step.model
+        used.append(counted(lambda small=small: small(rows()), 0) / whole)
+    assert 0.5 < used[0] <= 0.7
+    assert used[1] <= 0.4
+
+
+@pytest.mark.usefixtures("tiled")
 def test_without_the_staircase() -> None:
     graph = sp.analyze(net(), rows())
     plan = sp.plan(graph, target={"latency": sp.Latency(0.5, seconds=0)})
