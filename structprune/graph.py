@@ -267,8 +267,11 @@ class ChannelGraph:
 
 def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:
     """The families in a dimension (-1 is fixed) with the indices that belong to each."""
-    families = owner[:1] if owner.min() == owner.max() else np.unique(owner)
-    for family in families.tolist():
+    first = int(owner[0])
+    if (owner == first).all():
+        yield from [(first, np.arange(len(owner)))] if first >= 0 else []
+        return
+    for family in np.unique(owner).tolist():
         if family >= 0:
             yield family, np.flatnonzero(owner == family)
 

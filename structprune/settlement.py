@@ -42,9 +42,9 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
-    return [
-        c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates if view.removed[c].all()
-    ]
+    """The coordinates of values that would have nothing left; most values share theirs with others."""
+    found = {id(c): c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates}
+    return [c for c in found.values() if view.removed[c].all()]
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:

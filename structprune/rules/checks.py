@@ -39,12 +39,12 @@ class View:
             found: dict[int, IntArray] = {}
             for coordinate in labels.coordinates:
                 gone = self.removed[coordinate]
-                if gone.any():
-                    for dim, size in enumerate(coordinate.shape):
-                        if size > 1:
-                            lost = gone.all(axis=tuple(d for d in range(gone.ndim) if d != dim))
-                            if lost.any():
-                                found[dim] = np.flatnonzero(~lost)
+                for dim, size in enumerate(coordinate.shape if gone.any() else ()):
+                    if size > 1:
+                        others = tuple(d for d in range(gone.ndim) if d != dim)
+                        lost = gone.reshape(-1) if gone.size == size else gone.all(axis=others)
+                        if lost.any():
+                            found[dim] = np.flatnonzero(~lost)
             self._kept[id(labels)] = found
         return self._kept[id(labels)]
 
