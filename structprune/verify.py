@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from .copying import deep_copy
 from .errors import ArgumentError, VerificationError
 from .mask import zeroed
 from .ops import operation
-from .plan import PruningPlan
+from .plan import Kept, PruningPlan
 from .program import Call, map_tensors, named_tensors, tensors_in
 from .stock import over_kept
 from .surgery import apply
@@ -108,7 +108,7 @@ def verify(
 
     Both run in float64 (on CUDA when there is one) on fresh random inputs shaped like the examples, in eval
     and in train mode (dropout off), at another batch size where the model allows one, then in the working
-    dtype. The error is max|a - b| / max|b| over all outputs.
+    dtype. The error is max|a - b| / max|b| over all outputs, and over the running statistics that train mode leaves.
 
     Args:
         small: the pruned model, if it is at hand; else `apply(plan, model)`.
@@ -132,7 +132,7 @@ def verify(
         torch.manual_seed(0)
         for call in calls:
             _check_comparable(original, exact[0], _fresh(call, device, torch.float64))
-    return agreement(exact, (over_kept(plan, masked), small), calls, device, deviates=deviates)
+    return agreement(exact, (over_kept(plan, masked), small), calls, device, kept=plan.kept, deviates=deviates)
 
 
 def agreement(
@@ -141,10 +141,12 @@ def agreement(
     calls: Sequence[Call],
     device: torch.device,
     modes: Sequence[str] = ("eval", "train"),
+    kept: Kept | None = None,
     deviates: float | None = None,
 ) -> Verification:
     """Compares two models, given in float64 and in their own dtype, on fresh inputs like those of `calls`.
 
+    `kept` says which entries of the first model's running statistics the second has, if they are to be compared;
     `deviates` is what stock norms make of the difference from the masked original, if there are any.
     """
     dtype = next((p.dtype for p in working[0].parameters() if p.is_floating_point()), torch.float32)
@@ -155,6 +157,8 @@ def agreement(
         for call in [_fresh(c, device, torch.float64) for c in calls]:
             for one, mode, batch in _variants(call):
                 row = _compare(exact, one, mode, torch.float64, device, batch) if mode in modes else None
+                if row is not None and mode == "train" and kept is not None:
+                    row = _with_statistics(row, exact, kept)
                 if row is not None:
                     rows.append(row)
                     failed = failed or (None if row.ok else one)
@@ -296,6 +300,22 @@ def _compare(
         absolute = relative = float("inf")
     name = str(dtype).removeprefix("torch.")
     return Comparison(mode, name, str(device), batch, absolute, relative, TOLERANCES[dtype])
+
+
+def _with_statistics(row: Comparison, pair: Sequence[nn.Module], kept: Kept) -> Comparison:
+    """The comparison of a call in train mode, and of what it left in the buffers that both models have."""
+    large, small = (dict(model.named_buffers()) for model in pair)
+    names = [n for n, buffer in small.items() if n in large and buffer.is_floating_point()]
+    expected = [large[n] for n in names]
+    for i, name in enumerate(names):
+        for dim, indices in kept.get(name, {}).items():
+            expected[i] = expected[i].index_select(dim, torch.tensor(indices, device=expected[i].device))
+    absolute, relative = _errors([small[n].double() for n in names], [buffer.double() for buffer in expected])
+    return replace(
+        row,
+        max_abs_error=max(row.max_abs_error, absolute),
+        max_rel_error=max(row.max_rel_error, relative),
+    )
 
 
 def _errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:

@@ -466,3 +466,16 @@ def test_a_shape_in_an_attribute_keeps_its_kind(kind: type) -> None:
         plan = replace(result.plan, attributes={"": {"shape": wrong}})
         with pytest.raises(sp.PlanError, match="no such number there"):
             sp.apply(plan, model)
+
+
+def test_running_statistics_are_verified() -> None:
+    """A momentum that differs changes no output of one call, in either mode: only what the call leaves behind."""
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).double())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    plan = sp.plan(sp.analyze(model, images))
+    small: Any = sp.apply(plan, model)
+    assert sp.verify(model, plan, images, small=small).max_rel_error < 1e-12
+    small[1].momentum = 0.5
+    check = sp.verify(model, plan, images, small=small)
+    assert not check.ok
+    assert [row.mode for row in check.comparisons if not row.ok] == ["train"]
