@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from .cost import calls, products
 from .errors import ArgumentError, ArgumentTypeError
@@ -63,7 +62,9 @@ class Latency:
 
 def timed(function: Callable[[], Any], seconds: float) -> float:
     """The median time of one call, from so many seconds of calls."""
-    timer = benchmark.Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    from torch.utils.benchmark import Timer  # half a second, and on some machines a warning about CUDA's compiler
+
+    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
     with torch.no_grad():
         return float(timer.blocked_autorange(min_run_time=seconds).median)
 

@@ -111,11 +111,12 @@ def test_only_core_packages_are_imported_at_the_top(name: str) -> None:
 
 
 def test_importing_does_nothing() -> None:
-    """No optional package, no output, and not the demo."""
+    """No optional package, no output, and neither the demo nor what PyTorch times with, which is slow to import."""
     code = "import structprune, sys; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert not loaded & {"torchvision", "timm", "transformers", "sklearn", "matplotlib", "onnx", "structprune.demo"}
+    assert not loaded & {"torch.utils.benchmark", "setuptools"}
 
 
 def test_no_file_is_long() -> None:
