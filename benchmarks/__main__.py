@@ -4,7 +4,7 @@
     python -m benchmarks latency coverage     # some of them
     python -m benchmarks --list               # which there are
 
-What has a row in `results/` already is not measured again, unless `--redo` is given; the tables are written in any case.
+What has a row in `results/` already is not measured again, unless `--redo` is given.
 Each script takes options of its own: `python -m benchmarks.latency --help`.
 """
 
