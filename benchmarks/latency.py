@@ -29,7 +29,7 @@ from torch.utils.benchmark import Timer
 import structprune as sp
 from structprune import cost
 
-from .analysis_speed import heads
+from .analysis_speed import heads, limit
 from .harness import Row, commit, load_rows, randomise, save_rows, table, write_markdown
 
 NAME = "latency"
@@ -95,15 +95,16 @@ def sides(name: str, model: nn.Module, images: Tensor) -> Iterator[tuple[str, Ca
     yield "Torch-Pruning", lambda: torch_pruning(model, images)
 
 
-def made(name: str, device: str, pixels: int) -> tuple[dict[str, nn.Module], dict[str, Row]]:
-    """The models of all sides in float32, and what is known of each; a side that raises has its error."""
+def made(name: str, device: str, pixels: int, seconds: float) -> tuple[dict[str, nn.Module], dict[str, Row]]:
+    """The models of all sides in float32, and what is known of each; a side that raises, or is late, has its error."""
     torch.manual_seed(0)
     model, images = build(name, pixels).to(device), torch.randn(1, 3, pixels, pixels, device=device)
     models: dict[str, nn.Module] = {}
     facts: dict[str, Row] = {}
     for side, make in sides(name, model, images):
         try:
-            models[side] = make().eval()
+            with limit(seconds):
+                models[side] = make().eval()
             facts[side] = {
                 "macs": macs(model if side == "masked" else models[side], images),
                 "parameters": _size(models[side]),
@@ -124,7 +125,7 @@ def _size(model: nn.Module) -> int:
 def times(models: Mapping[str, nn.Module], images: Tensor, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds for one call, round by round: the sides take turns, each for about `seconds`."""
     timers = {side: _timer(model, images) for side, model in models.items()}
-    warm = {side: statistics.median(timer.timeit(1).mean for _ in range(3)) for side, timer in timers.items()}
+    warm = {side: timer.timeit(1).mean for side, timer in timers.items()}
     found: dict[str, list[float]] = {side: [] for side in models}
     for _ in range(rounds):
         for side, timer in timers.items():
@@ -147,7 +148,7 @@ def ways(device: str, compiled: bool) -> list[tuple[torch.dtype, bool]]:
 def measure(name: str, device: str, options: argparse.Namespace) -> Iterator[Row]:
     """One row for each dtype, way to run and batch size."""
     pixels = options.pixels or (224 if device == "cuda" else 128)
-    models, facts = made(name, device, pixels)
+    models, facts = made(name, device, pixels, options.timeout)
     for dtype, compiled in ways(device, options.compiled):
         ready = {side: _prepared(model, dtype, compiled) for side, model in models.items()}
         for batch in (1, options.batch or (64 if device == "cuda" else 8)):
@@ -259,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--redo", action="store_true", help="measure again what has rows")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=0.2, help="of each turn, about")
+    parser.add_argument("--timeout", type=float, default=40.0, help="seconds that a side may take to prune")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--pixels", type=int, help="along each side of an image (default: 128; 224 on CUDA)")
     parser.add_argument("--batch", type=int, help="the large batch (default: 8; 64 on CUDA)")
