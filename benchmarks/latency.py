@@ -1,0 +1,288 @@
+"""Does it get faster? Dense, masked and pruned networks at half of the MACs, timed beside one another.
+
+    python -m benchmarks.latency [--only 'resnet*'] [--redo] [--rounds 5] [--seconds 0.2] [--threads 1] [--compiled]
+
+Each network is cut to half of its multiply-accumulates by structprune (`target={"macs": 0.5}`, plainly and with
+`round_to="auto"`), to half of its measured latency (`target={"latency": 0.5}`), and by Torch-Pruning 1.6.1
+(a MagnitudePruner in fifty steps, stopped at the first that leaves at most half). Masked is the plain plan written
+as masks of `torch.nn.utils.prune`. Everything ranks by the L1 norm, within each layer or group. MACs are counted by
+structprune on every one of these models, attention included. All sides are timed by `torch.utils.benchmark` in one
+process and take turns; a speed-up is the median over the rounds of the dense time divided by that of the side. *Realised* is
+the speed-up divided by the one that the MACs promise. On CUDA: float32, float16 and bfloat16, compiled as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import importlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+import structprune as sp
+from structprune import cost
+
+from .analysis_speed import heads, limit
+from .harness import Row, commit, load_rows, randomise, save_rows, table, write_markdown
+
+NAME = "latency"
+MACS = 0.5
+STEPS = 50  # of Torch-Pruning
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+)
+SIDES = ("masked", "structprune", "structprune, rounded", "structprune, latency", "Torch-Pruning")
+MEASURED_TARGET = ("resnet18", "mobilenet_v2")  # on the CPU: there, planning by measurements takes long
+
+
+# -- the sides ---------------------------------------------------------------------------------------------
+
+
+def build(name: str, pixels: int) -> nn.Module:
+    """A network of torchvision with random weights, for square images of so many pixels."""
+    models = importlib.import_module("torchvision").models
+    options = {"image_size": pixels} if name.startswith("vit") else {}
+    return randomise(models.get_model(name, weights=None, **options))
+
+
+def macs(model: nn.Module, images: Tensor) -> int:
+    """Multiply-accumulates of one call."""
+    return cost.macs(sp.analyze(model, images))
+
+
+def torch_pruning(model: nn.Module, images: Tensor) -> nn.Module:
+    """Cut in steps, until half of the MACs are left."""
+    tp = importlib.import_module("torch_pruning")
+    small, limit = copy.deepcopy(model), MACS * macs(model, images)
+    pruner = tp.pruner.MagnitudePruner(
+        small, images, importance=tp.importance.GroupMagnitudeImportance(p=1), iterative_steps=STEPS,
+        pruning_ratio=1.0, ignored_layers=heads(small),
+    )  # fmt: skip
+    for _ in range(STEPS):
+        pruner.step()
+        if macs(small, images) <= limit:
+            return small
+    raise RuntimeError(f"more than {MACS:.0%} of the MACs are left after all steps")
+
+
+def sides(name: str, model: nn.Module, images: Tensor) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """Each side, and how it is made."""
+    graph = sp.analyze(model, images)
+
+    def cut(**settings: Any) -> nn.Module:
+        return sp.apply(sp.plan(graph, **settings), model)
+
+    yield "dense", lambda: model
+    yield "masked", lambda: sp.mask(sp.plan(graph, target={"macs": MACS}), model)
+    yield "structprune", lambda: cut(target={"macs": MACS})
+    yield "structprune, rounded", lambda: cut(target={"macs": MACS}, round_to="auto")
+    if images.is_cuda or name in MEASURED_TARGET:
+        yield "structprune, latency", lambda: cut(target={"latency": MACS})
+    yield "Torch-Pruning", lambda: torch_pruning(model, images)
+
+
+def made(name: str, device: str, pixels: int, seconds: float) -> tuple[dict[str, nn.Module], dict[str, Row]]:
+    """The models of all sides in float32, and what is known of each; a side that raises, or is late, has its error."""
+    torch.manual_seed(0)
+    model, images = build(name, pixels).to(device), torch.randn(1, 3, pixels, pixels, device=device)
+    models: dict[str, nn.Module] = {}
+    facts: dict[str, Row] = {}
+    for side, make in sides(name, model, images):
+        try:
+            with limit(seconds):
+                models[side] = make().eval()
+            facts[side] = {
+                "macs": macs(model if side == "masked" else models[side], images),
+                "parameters": _size(models[side]),
+            }
+        except Exception as error:  # whatever a side raises is a result
+            models.pop(side, None)
+            facts[side] = {"error": f"{type(error).__name__}: {error}"[:200]}
+    return models, facts
+
+
+def _size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# -- time --------------------------------------------------------------------------------------------------
+
+
+def times(models: Mapping[str, nn.Module], images: Tensor, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds for one call, round by round: the sides take turns, each for about `seconds`."""
+    timers = {side: _timer(model, images) for side, model in models.items()}
+    warm = {side: timer.timeit(1).mean for side, timer in timers.items()}
+    found: dict[str, list[float]] = {side: [] for side in models}
+    for _ in range(rounds):
+        for side, timer in timers.items():
+            found[side].append(timer.timeit(max(int(seconds / warm[side]), 1)).mean)
+    return found
+
+
+def _timer(model: nn.Module, images: Tensor) -> Timer:
+    """Waits for the device where there is one; its own threads are those of the process."""
+    names = {"model": model, "images": images, "torch": torch}
+    return Timer("with torch.inference_mode(): model(images)", globals=names, num_threads=torch.get_num_threads())
+
+
+def ways(device: str, compiled: bool) -> list[tuple[torch.dtype, bool]]:
+    """Each dtype, and whether it is compiled."""
+    dtypes = [torch.float32, torch.float16, torch.bfloat16] if device == "cuda" else [torch.float32]
+    return [(dtype, c) for dtype in dtypes for c in ([False, True] if compiled or device == "cuda" else [False])]
+
+
+def measure(name: str, device: str, options: argparse.Namespace) -> Iterator[Row]:
+    """One row for each dtype, way to run and batch size."""
+    pixels = options.pixels or (224 if device == "cuda" else 128)
+    models, facts = made(name, device, pixels, options.timeout)
+    for dtype, compiled in ways(device, options.compiled):
+        ready = {side: _prepared(model, dtype, compiled) for side, model in models.items()}
+        for batch in (1, options.batch or (64 if device == "cuda" else 8)):
+            images = torch.randn(batch, 3, pixels, pixels, device=device, dtype=dtype)
+            way = f"{device}/{str(dtype).removeprefix('torch.')}/{'compiled' if compiled else 'eager'}"
+            row = {
+                "key": f"{way}/{name}/{batch}",
+                "way": way,
+                "model": name,
+                "batch": batch,
+                "pixels": pixels,
+                "commit": commit(),
+            }
+            yield row | {"sides": results(times(ready, images, options.rounds, options.seconds), facts)}
+
+
+def _prepared(model: nn.Module, dtype: torch.dtype, compiled: bool) -> nn.Module:
+    """The model itself in another dtype: a masked one cannot be copied, and speed does not depend on the values."""
+    model.to(dtype)
+    if not compiled:
+        return model
+    torch._dynamo.reset()
+    return torch.compile(model)  # type: ignore[return-value]
+
+
+def results(measured: Mapping[str, list[float]], facts: Mapping[str, Row]) -> dict[str, Row]:
+    """Of each side: median seconds, how far apart the quarters are, the speed-up, and what the MACs promise."""
+    dense = measured["dense"]
+    rows = {side: dict(fact) for side, fact in facts.items()}
+    for side, seconds in measured.items():
+        low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        speedup = statistics.median(a / b for a, b in zip(dense, seconds, strict=True))
+        promised = facts["dense"]["macs"] / facts[side]["macs"]
+        median = statistics.median(seconds)
+        rows[side] |= {"seconds": median, "spread": (high - low) / median, "speedup": speedup, "promised": promised}
+    return rows
+
+
+# -- the table ---------------------------------------------------------------------------------------------
+
+
+def line(row: Row) -> list[Any]:
+    """A row of the table: dense time and throughput, and the speed-up of each side, with the MACs left if they are not half."""
+    found = row["sides"]
+    seconds = found["dense"]["seconds"]
+    cells = [_cell(found.get(side, {})) for side in SIDES]
+    ours, rounded = (_realised(found.get(side, {})) for side in SIDES[1:3])
+    return [row["model"], row["batch"], f"{1000 * seconds:.1f}", f"{row['batch'] / seconds:.0f}", *cells, ours, rounded]
+
+
+def _cell(side: Row) -> str:
+    if "speedup" not in side:
+        return side.get("error", "").partition(":")[0]
+    left = 1 / side["promised"]
+    return f"{side['speedup']:.2f}" + ("" if abs(left - MACS) < 0.02 or left == 1 else f" ({left:.0%})")
+
+
+def _realised(side: Row) -> str:
+    return f"{side['speedup'] / side['promised']:.0%}" if "speedup" in side else ""
+
+
+def report(rows: Mapping[str, Row]) -> None:
+    """Writes latency.md."""
+    about = __doc__.split("\n\n")[2].strip() if __doc__ else ""
+    parts = [f"{about}\n", "Numbers in parentheses are the MACs left where they are not half.\n"]
+    if not any(row["way"].startswith("cuda") for row in rows.values()):
+        parts.append("Measured on the CPU alone: there was no CUDA device.\n")
+    for way in sorted({row["way"] for row in rows.values()}):
+        mine = sorted(
+            (r for r in rows.values() if r["way"] == way), key=lambda r: (MODELS.index(r["model"]), r["batch"])
+        )
+        header = (
+            "model",
+            ">batch",
+            ">dense ms",
+            ">images/s",
+            *(f">{s}" for s in SIDES),
+            ">realised",
+            ">realised, rounded",
+        )
+        title = f"## {way.replace('/', ', ')}, {mine[0]['pixels']} pixels\n"
+        parts += [title, summary(mine), table(header, map(line, mine)), errors(mine)]
+    write_markdown(NAME, "Speed of pruned networks", parts)
+
+
+def summary(rows: list[Row]) -> str:
+    """The medians of each side."""
+    text = []
+    for side in SIDES:
+        found = [r["sides"][side] for r in rows if "speedup" in r["sides"].get(side, {})]
+        if found:
+            middle = statistics.median(f["speedup"] for f in found)
+            realised = statistics.median(f["speedup"] / f["promised"] for f in found)
+            text.append(f"{side} {middle:.2f}" + ("" if side == "masked" else f" ({realised:.0%} realised)"))
+    spread = statistics.median(s["spread"] for r in rows for s in r["sides"].values() if "spread" in s)
+    return f"Speed-up, median of {len(rows)} rows: {', '.join(text)}. Quartiles of the rounds are {spread:.0%} apart in the median.\n"
+
+
+def errors(rows: list[Row]) -> str:
+    """What the sides raised, once each."""
+    found = {f"{r['model']}, {side}: {s['error']}" for r in rows for side, s in r["sides"].items() if "error" in s}
+    return "".join(f"- {text}\n" for text in sorted(found))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", help="patterns of model names")
+    parser.add_argument("--redo", action="store_true", help="measure again what has rows")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each turn, about")
+    parser.add_argument("--timeout", type=float, default=40.0, help="seconds that a side may take to prune")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--pixels", type=int, help="along each side of an image (default: 128; 224 on CUDA)")
+    parser.add_argument("--batch", type=int, help="the large batch (default: 8; 64 on CUDA)")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile on the CPU, too")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if len(devices) == 1:
+        print("no CUDA device: measuring on the CPU alone")
+    for name in MODELS:
+        chosen = any(fnmatch.fnmatch(name, pattern) for pattern in options.only or ["*"])
+        for device in devices if chosen else []:
+            if options.redo or not any(key.startswith(f"{device}/") and f"/{name}/" in key for key in load_rows(NAME)):
+                _save(measure(name, device, options))
+
+
+def _save(rows: Iterator[Row]) -> None:
+    for row in rows:
+        save_rows(NAME, {**load_rows(NAME), row["key"]: row})
+        report(load_rows(NAME))
+        print("  ".join([row["way"], *map(str, line(row))]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
