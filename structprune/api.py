@@ -98,6 +98,8 @@ def _in_train_mode(model: nn.Module, calls: list[Call], classes: Classes) -> lis
 
 def _different(programs: list[Program]) -> list[Program]:
     """The programs without those that do again what another did."""
+    if len(programs) == 1:
+        return programs
     return list({program.outline(): program for program in reversed(programs)}.values())[::-1]
 
 

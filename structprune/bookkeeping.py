@@ -6,6 +6,7 @@ Weights and bookkeeping come from the same rows, so they cannot disagree.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -74,9 +75,11 @@ def mirrors(module: nn.Module) -> Iterator[Mirror]:
 
 
 def mirrored(module: nn.Module, row: Mirror) -> Any:
-    """The tensor whose size a row is about; None if the module has none."""
-    owner, _, name = row.tensor.rpartition(".")
-    return getattr(module.get_submodule(owner) if owner else module, name, None)
+    """The tensor whose size a row is about; None if the module has none, or computes it (a parametrization may have a
+    state that moves each time it is asked)."""
+    path, _, name = row.tensor.rpartition(".")
+    owner = module.get_submodule(path) if path else module
+    return None if inspect.isdatadescriptor(getattr(type(owner), name, None)) else getattr(owner, name, None)
 
 
 @functools.cache

@@ -12,9 +12,10 @@ import ast
 import copy
 import functools
 import inspect
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .source import CannotRewriteError, Rewriter, methods_of, recompiled
@@ -133,9 +134,16 @@ class _Count(Rewriter, ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         before = copy.deepcopy(node.value)
         node.value = self.visit(node.value)
+        node.targets = [self.visit(target) for target in node.targets]
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.assigned[target.id] = before
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        """What was computed from a name is no longer so, once it has another value."""
+        if not isinstance(node.ctx, ast.Load):
+            self.assigned = {k: e for k, e in self.assigned.items() if k != node.id and not _reads(e, node.id)}
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -144,19 +152,28 @@ class _Count(Rewriter, ast.NodeTransformer):
             return self.generic_visit(node)
         if {k.arg for k in node.keywords} - {"dim", "keepdim", "unbiased", "correction"}:
             raise CannotRewriteError
-        of_torch = isinstance(function.value, ast.Name) and function.value.id == "torch"
-        input, *args = node.args if of_torch else [function.value, *node.args]
+        input, *args = node.args if self._of_torch(function) else [function.value, *node.args]
         subtracted = self._subtracted(input) if function.attr == "mean" else None
         keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
         inner = self.visit(input)
         self.found.append(subtracted is not None)
         if subtracted is not None:
             again = _Count()
-            again.owner, again.assigned = self.owner, self.assigned
+            again.owner, again.scope, again.assigned = self.owner, self.scope, self.assigned
             squared = ast.BinOp(again.visit(copy.deepcopy(subtracted)), ast.Pow(), ast.Constant(2))
             keywords.append(ast.keyword("ghost", squared))
         method = ast.Attribute(ast.Name(self.owner, ast.Load()), f"counted_{function.attr}", ast.Load())
         return ast.copy_location(ast.Call(method, [inner, *(self.visit(a) for a in args)], keywords), node)
+
+    def _of_torch(self, function: ast.Attribute) -> bool:
+        """Whether this is `torch.mean` rather than `x.mean`, by whatever name torch goes."""
+        owner = self._resolved(function.value)
+        while isinstance(owner, ast.Attribute):
+            owner = owner.value
+        found = self.scope.get(owner.id) if isinstance(owner, ast.Name) else None
+        if isinstance(found, ModuleType | type) and (found is not torch or owner is not function.value):
+            raise CannotRewriteError
+        return found is torch
 
     def _subtracted(self, expression: ast.expr) -> ast.expr | None:
         """`u`, if the expression is the square of `x - u`."""
@@ -173,12 +190,18 @@ class _Count(Rewriter, ast.NodeTransformer):
                 return expression.left
             same = ast.dump(expression.left) == ast.dump(expression.right)
             return expression.left if isinstance(expression.op, ast.Mult) and same else None
-        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
-            of_torch = isinstance(expression.func.value, ast.Name) and expression.func.value.id == "torch"
-            base, *rest = expression.args if of_torch else [expression.func.value, *expression.args]
-            if expression.func.attr == "square" or (expression.func.attr == "pow" and rest and _is_two(rest[0])):
-                return base
+        if isinstance(expression, ast.Call) and isinstance(function := expression.func, ast.Attribute):
+            if function.attr in ("square", "pow"):
+                base, *rest = expression.args if self._of_torch(function) else [function.value, *expression.args]
+                return base if function.attr == "square" or (rest and _is_two(rest[0])) else None
         return None
+
+
+def _reads(expression: ast.expr, name: str) -> bool:
+    """Whether an expression depends on a name; of `x - u` only `u` is wanted."""
+    if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Sub):
+        expression = expression.right
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(expression))
 
 
 def _is_two(expression: ast.expr) -> bool:

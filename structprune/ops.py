@@ -110,3 +110,18 @@ def _globals(module: str) -> dict[str, Any]:
 
 def _never_overridden(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {k: (lambda *tensors: False) if k.startswith("has_torch_function") else v for k, v in namespace.items()}
+
+
+# Operations that take something else before `input`.
+_INPUT_LATER = frozenset({"where", "polygamma", "special_polygamma", "searchsorted"})
+
+
+def in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with operands that were passed by keyword in their places."""
+    if name in _INPUT_LATER:
+        return args, kwargs
+    for place, names in enumerate((("input",), ("other", "mat2"))):
+        for key in names:
+            if len(args) == place and key in kwargs:
+                args, kwargs = (*args, kwargs[key]), {k: v for k, v in kwargs.items() if k != key}
+    return args, kwargs

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from .nodes import Graph, Node
-from .sizes import Guard
+from .sizes import Computed, DimOf, Guard, Size
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Program:
     graph: Graph
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
+
+    def mark_unread(self) -> None:
+        """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
+        for node in reversed(self.graph.nodes):
+            read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))
+            node.meta["unread"] = node.op == "call_function" and not read and all(u.meta["unread"] for u in node.users)
 
     def outline(self) -> tuple[Any, ...]:
         """What was done to what, in what order: equal for two programs that constrain a model alike.
@@ -49,10 +55,35 @@ class Program:
                 number[node] = number[values[0]]
             else:
                 number[node] = len(rows)
-                rows.append((op, node.meta.get("tensor"), shape, tuple(number.get(n, -1) for n in operands)))
+                told = _outlined((node.args, dict(node.kwargs)), number, not (op in _MODAL or "dropout" in op))
+                rows.append((op, node.meta.get("tensor"), id(node.meta.get("value")), shape, told))
+        rows += [_outlined((guard.origin, guard.expected), number) for guard in self.guards]
         return tuple(rows)
 
 
+def _outlined(value: Any, number: Mapping[Node, int], exactly: bool = True) -> Any:
+    """Arguments with numbers in place of values, and sizes by what they are the size of."""
+    if isinstance(value, Size):
+        return _outlined(value.origin, number)
+    if isinstance(value, DimOf):
+        return "size", number.get(value.value, -1), value.dim
+    if isinstance(value, Computed):
+        return value.function, _outlined(value.operands, number)
+    if isinstance(value, slice):
+        return "slice", _outlined((value.start, value.stop, value.step), number)
+    if isinstance(value, tuple | list):
+        return tuple([_outlined(item, number, exactly) for item in value])
+    if isinstance(value, dict):
+        return tuple([(key, _outlined(item, number, exactly)) for key, item in value.items()])
+    if isinstance(value, Node):
+        return "value", number.get(value, -1)
+    if isinstance(value, bool | float) and not exactly:
+        return None
+    return value if isinstance(value, Hashable) else id(value)
+
+
+# Their flags and probabilities say what the mode is, and nothing about channels.
+_MODAL = frozenset("batch_norm instance_norm scaled_dot_product_attention rrelu lstm gru rnn_tanh rnn_relu".split())
 _RANDOM = frozenset({"empty", "new_empty", "rand", "bernoulli", "div", "floor", "add"})
 
 

@@ -6,8 +6,8 @@ import __future__
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
-from types import CodeType, FunctionType
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -49,16 +49,26 @@ def names_in(code: CodeType) -> Iterator[str]:
 
 
 class Rewriter(ast.NodeTransformer):
-    """Changes the body of a method whose first argument is called `owner`."""
+    """Changes the body of a method whose first argument is called `owner`; `scope` is what its module knows."""
 
     owner = ""
+    scope: Mapping[str, Any] = MappingProxyType({})
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.ClassDef | ast.Match | ast.Global | ast.Nonlocal):
             raise CannotRewriteError
         if isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__"):
             raise CannotRewriteError  # private names are mangled inside a class
+        if _binds(node, self.owner):
+            raise CannotRewriteError  # the module goes by that name no longer
         return super().visit(node)
+
+
+def _binds(node: ast.AST, name: str) -> bool:
+    """Whether a name gets another value here, or loses it."""
+    if isinstance(node, ast.Name):
+        return node.id == name and not isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.arg) and node.arg == name
 
 
 def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> FunctionType:
@@ -66,11 +76,12 @@ def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> Function
     method: FunctionType = inspect.getattr_static(kind, name)
     lines, first = inspect.getsourcelines(method)
     definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
-    if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or not definition.args.args:
+    if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or hasattr(method, "__wrapped__"):
         raise CannotRewriteError
-    if hasattr(method, "__wrapped__"):
+    arguments = [*definition.args.posonlyargs, *definition.args.args]
+    if not arguments:
         raise CannotRewriteError
-    rewriter.owner = definition.args.args[0].arg
+    rewriter.owner, rewriter.scope = arguments[0].arg, method.__globals__
     definition.body = [rewriter.visit(statement) for statement in definition.body]
     definition.args.defaults = [ast.Constant(None) for _ in definition.args.defaults]
     definition.args.kw_defaults = [d and ast.Constant(None) for d in definition.args.kw_defaults]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +23,12 @@ from .counting import STATISTICS, uncounted
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .nodes import Graph, Node
-from .ops import QUERIES, SIZES, operation, python_body
+from .ops import QUERIES, SIZES, in_place, operation, python_body
 from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
 from .rewriting import stated
 from .shapes import stand_in, together
 from .sizes import DimOf, Guard, Size, attributes_as_sizes, guarding
+from .unseen import UNSEEN, foreign, opaque, seen_scripts
 
 _TAG = "_structprune_node"
 
@@ -56,6 +57,7 @@ class Recorder(TorchFunctionMode):
         plain: Collection[str],
         paths: Mapping[int, str],
         computing: bool,
+        lasting: Collection[int] | None,
     ):
         super().__init__()
         self.program = Program(Graph())
@@ -67,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
         self.failed: str | None = None  # the innermost module whose forward raised
         self.computing = computing
+        self.lasting = lasting  # ids of the constants of an earlier run, against which new ones show
         self.on_meta = any(t.is_meta for t in tensors.values())
         self.constants: dict[int, tuple[Node, Tensor]] = {}
         self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
@@ -96,6 +99,7 @@ class Recorder(TorchFunctionMode):
         """Runs an operation and adds its node."""
         known = operation(function)
         lifted, lifted_kwargs = self.lift(args), self.lift(kwargs)
+        lifted, lifted_kwargs = in_place(known.name, lifted, lifted_kwargs)
         if known.inplace or "out" in kwargs:
             self.protect(kwargs.get("out", args[0] if args else None))
         with guarding(None):
@@ -166,6 +170,8 @@ class Recorder(TorchFunctionMode):
             return node
         if id(tensor) not in self.constants:
             name = self.names.get(id(tensor), "")
+            if not name and node is None and self.is_new(tensor):
+                return self.unseen(tensor)
             node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}")
             node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
             node.meta.update(path=name.rpartition(".")[0], where="", tensor=name, plain=name in self.plain)
@@ -173,6 +179,17 @@ class Recorder(TorchFunctionMode):
                 node.meta["value"] = tensor
             self.constants[id(tensor)] = (node, tensor)
         return self.constants[id(tensor)][0]
+
+    def is_new(self, tensor: Tensor) -> bool:
+        """Whether a tensor of unknown origin was made in this run; one with a node of another run is older."""
+        return self.lasting is not None and id(tensor) not in self.lasting and not foreign(tensor)
+
+    def unseen(self, tensor: Tensor) -> Node:
+        """What made this tensor went past us, and may have read all that there was."""
+        node = self.add(opaque, UNSEEN, tuple(n for n in self.program.graph.nodes if "shape" in n.meta), {})
+        node.meta["inplace"] = node.meta["writes"] = True
+        self.bind(node, tensor)
+        return node
 
     def lift(self, value: Any) -> Any:
         """Arguments with nodes in place of tensors."""
@@ -252,17 +269,13 @@ class Recorder(TorchFunctionMode):
         if not self.computing:
             raise ValuesNeeded
         name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
-        node = self.add(_opaque, name, self.lift(tuple(tensors_in(inputs))), {})
+        node = self.add(opaque, name, self.lift(tuple(tensors_in(inputs))), {})
         node.meta["inplace"] = node.meta["writes"] = True
         self.bind(node, tuple(t for t in tensors_in(output)))
 
 
 def _item(values: Any, index: int) -> Any:
     return values[index]
-
-
-def _opaque(*tensors: Any) -> Any:
-    raise NotImplementedError("a scripted call can be traced, but not run from its trace")
 
 
 def trace(
@@ -277,13 +290,17 @@ def trace(
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
         stand_ins: the class that rigid modules have meanwhile, by exact type.
 
-    Costly operations are not computed at first; where the model turns out to look at values, it is run again.
+    Costly operations are not computed at first; where the model turns out to look at values, it is run again. So it
+    is if it uses tensors of unknown origin: those that were there before are the same in both runs.
     """
-    try:
-        return _trace(model, call, leaves, stand_ins, computing=False)
-    except (ValuesNeeded, ExampleInputsError):
-        pass  # and out of the handler: the recorder asks whether an exception is being handled
-    return _trace(model, call, leaves, stand_ins, computing=True)
+    recorder = None
+    with suppress(ValuesNeeded, ExampleInputsError):
+        recorder = _trace(model, call, leaves, stand_ins, computing=False)
+    recorder = recorder or _trace(model, call, leaves, stand_ins, computing=True)
+    unnamed = [tensor for node, tensor in recorder.constants.values() if node.meta["op"] == "constant"]
+    if unnamed:
+        recorder = _trace(model, call, leaves, stand_ins, recorder.computing, {id(tensor) for tensor in unnamed})
+    return recorder.program
 
 
 def _trace(
@@ -292,7 +309,8 @@ def _trace(
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]],
     computing: bool,
-) -> Program:
+    lasting: Collection[int] | None = None,
+) -> Recorder:
     every = modules_of(model)
     scripted = {id(m) for s in every.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
     modules = {path: m for path, m in every.items() if id(m) not in scripted}
@@ -301,7 +319,7 @@ def _trace(
     before = [(vars(m), vars(m).copy()) for m in modules.values()]
     dicts = [d for m in modules.values() for d in vars(m).values() if type(d) is dict or type(d) is OrderedDict]
     before += [(d, d.copy() if d else {}) for d in dicts]
-    recorder = Recorder(leaves, tensors, tensors.keys() - registered_tensors(model).keys(), paths, computing)
+    recorder = Recorder(leaves, tensors, tensors.keys() - registered_tensors(model).keys(), paths, computing, lasting)
     for tensor in tensors.values():
         if tensor.device.type != "meta" and tensor.layout == torch.strided:
             recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
@@ -319,7 +337,8 @@ def _trace(
                 state.update(stated(module))
             # Those of torch.nn are strides, paddings and kernels.
             attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
-        return _run(model, call, recorder)
+        _run(model, call, recorder)
+        return recorder
     finally:
         recorder.restore()
         for module, kind in swapped:
@@ -329,7 +348,7 @@ def _trace(
             store.update(content)
 
 
-def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
+def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
     program = recorder.program
     program.training = call.training
     inputs: dict[int, Node] = {}
@@ -344,7 +363,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
-        stack.enter_context(_seen_scripts(recorder))
+        stack.enter_context(seen_scripts(recorder.opaque))
         for handle in (
             register_module_forward_pre_hook(recorder.enter),
             register_module_forward_hook(recorder.leave, always_call=True),
@@ -360,8 +379,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> Program:
             raise _explained(error, call, recorder.failed) from error
     node = program.graph.add("output", "output", (recorder.lift(tuple(tensors_in(output))),))
     node.meta.update(op="output", shape=(), path="", where="")
-    _mark_unread(program.graph)
-    return program
+    program.mark_unread()
 
 
 def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsError:
@@ -372,29 +390,5 @@ def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsE
     )
 
 
-def _mark_unread(graph: Graph) -> None:
-    """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
-    for node in reversed(graph.nodes):
-        read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))
-        node.meta["unread"] = node.op == "call_function" and not read and all(u.meta["unread"] for u in node.users)
-
-
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:
     return sorted({t.device.index for t in recorder.stored.values() if t.device.type == "cuda"})
-
-
-@contextmanager
-def _seen_scripts(recorder: Recorder) -> Iterator[None]:
-    """Calls of scripted functions go past every Python-level mode, so they are caught at their own door."""
-    original = torch.jit.ScriptFunction.__call__
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original(self, *args, **kwargs)
-        recorder.opaque(self, (args, kwargs), output)
-        return output
-
-    torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.jit.ScriptFunction.__call__ = original  # type: ignore[method-assign]

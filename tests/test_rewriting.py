@@ -132,6 +132,11 @@ class Child(Parent):
         return self.b(merge(self.hidden(x))) * gain
 
 
+class PositionOnly(Flattened):
+    def forward(self, x: Tensor, /) -> Tensor:
+        return self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))
+
+
 CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
     "view of everything": (Flattened, IMAGES, "0.a"),
     "view by heads": (Heads, ROWS, "0.q"),
@@ -139,6 +144,7 @@ CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
     "splits": (Split, IMAGES, "0.a"),
     "called twice": (Twice, ROWS, "0.one.up"),
     "two modes": (Modes, ROWS, "0.a"),
+    "positions only": (PositionOnly, IMAGES, "0.a"),
     "super, defaults, a lambda": (Child, ROWS, "0.a"),
 }
 
@@ -250,6 +256,12 @@ class Private(Flattened):
         return self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))
 
 
+class Rebound(Flattened):
+    def forward(self, x: Tensor) -> Tensor:
+        flat = (lambda self: self.view(-1, 128))(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4))
+        return self.b(flat)
+
+
 def without_source() -> type[nn.Module]:
     namespace: dict[str, Any] = {"Flattened": Flattened, "nn": nn}
     body = "self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))"
@@ -257,7 +269,7 @@ def without_source() -> type[nn.Module]:
     return namespace["Made"]
 
 
-@pytest.mark.parametrize("kind", [Super, Decorated, Private, without_source()])
+@pytest.mark.parametrize("kind", [Super, Decorated, Private, Rebound, without_source()])
 def test_what_cannot_be_rewritten_is_kept(kind: type[nn.Module]) -> None:
     inputs = ROWS if issubclass(kind, Parent) else IMAGES
     model = model_of(kind)

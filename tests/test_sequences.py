@@ -306,6 +306,41 @@ def test_layer_norms_by_hand(kind: type[Written], tmp_path: Any) -> None:
     torch.testing.assert_close(torch.export.export(small, (WORDS,)).module()(WORDS), small(WORDS))
 
 
+class Reassigned(Written):
+    """What was subtracted is no longer what it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(self.dim, keepdim=True)
+        y = x - u
+        u = u * 2
+        return y / (y.pow(2).mean(self.dim, keepdim=True) + self.eps).sqrt() * self.shaped(self.gain) + u
+
+
+class Accumulated(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(self.dim, keepdim=True)
+        y = x - u
+        u.add_(1)
+        return y / (y.pow(2).mean(self.dim, keepdim=True) + self.eps).sqrt() * self.shaped(self.gain) + u
+
+
+class Renamed(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        t = torch
+        return (x - t.mean(x, self.dim, keepdim=True)) * self.shaped(self.gain)
+
+
+class Unbound(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - torch.Tensor.mean(x, self.dim, keepdim=True)) * self.shaped(self.gain)
+
+
+@pytest.mark.parametrize("kind", [Reassigned, Accumulated, Renamed, Unbound])
+def test_what_only_looks_like_a_layer_norm_is_kept(kind: type[Written]) -> None:
+    model = nn.Sequential(nn.Linear(16, 24), kind(24, ""), nn.Linear(24, 5)).double()
+    assert_kept(randomise(model), WORDS, "0.weight[0]", "mean runs over it")
+
+
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_layer_norms_by_hand_over_channels(kind: type[Written]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 24, 3), kind(24, "", 1), nn.ReLU(), nn.Conv2d(24, 4, 3))

@@ -59,6 +59,8 @@ def _counts(site: Site, labels: IntArray, dim: int) -> bool:
         return False
     found = [_centred(n) for n in nodes]
     told = all(n.meta["code"] in codes(type(module)) for n in nodes)
+    if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
+        return False  # what a name stands for changes between the lines
     if not told or found != list(known) * (len(nodes) // len(known)):
         return False
     over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]

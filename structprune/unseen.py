@@ -1,0 +1,44 @@
+"""What a model does where a `TorchFunctionMode` does not look: scripted calls, `torch.func`, `torch.autograd.grad`,
+foreign extensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNSEEN = "an untraceable call"
+
+
+def opaque(*tensors: Any) -> Any:
+    """Stands in the graph for such a call."""
+    raise NotImplementedError("such a call can be traced, but not run from its trace")
+
+
+def foreign(tensor: Tensor) -> bool:
+    """Whether the memory is not PyTorch's own, as that of NumPy arrays: how values get there is seen."""
+    try:
+        return not tensor.untyped_storage().resizable()
+    except (RuntimeError, NotImplementedError):  # a wrapper without memory, as inside `torch.func.vmap`
+        return False
+
+
+@contextmanager
+def seen_scripts(report: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """Calls of scripted functions go past every Python-level mode, so they are caught at their own door."""
+    original = torch.jit.ScriptFunction.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        report(self, (args, kwargs), output)
+        return output
+
+    torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = original  # type: ignore[method-assign]

@@ -1,0 +1,120 @@
+"""What the tracer must see, and what it must know that it did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import Snapshot, assert_exact, assert_exact_or_nothing, assert_kept, randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import structprune as sp
+
+ROWS = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+class Between(nn.Module):
+    """A linear layer, an operation, another linear layer."""
+
+    def __init__(self, operation: Callable[[Any, Tensor], Tensor], wide: int = 12) -> None:
+        super().__init__()
+        self.a, self.b, self.square = nn.Linear(16, 12), nn.Linear(wide, 6), nn.Parameter(torch.randn(12, 12))
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.operation(self, self.a(x)))
+
+
+def between(operation: Callable[[Any, Tensor], Tensor], wide: int = 12) -> nn.Module:
+    return randomise(Between(operation, wide).double())
+
+
+BY_KEYWORD: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "reshape": lambda m, h: torch.reshape(input=h, shape=(-1, 7, h.shape[-1])),
+    "flatten": lambda m, h: torch.flatten(input=h, start_dim=0, end_dim=1),
+    "unflatten": lambda m, h: torch.unflatten(input=h, dim=-1, sizes=(2, -1)).flatten(start_dim=-2),
+    "chunk": lambda m, h: torch.cat(tensors=torch.chunk(input=h, chunks=2, dim=-1)[::-1], dim=-1),
+    "roll": lambda m, h: torch.roll(input=h, shifts=1, dims=1),
+    "squeeze": lambda m, h: torch.squeeze(input=torch.unsqueeze(input=h, dim=1), dim=1),
+    "broadcast_to": lambda m, h: torch.broadcast_to(input=h[:1], size=h.shape),
+    "matmul": lambda m, h: torch.matmul(input=h, other=m.square),
+    "matmul, half": lambda m, h: torch.matmul(h, other=m.square),
+    "bmm": lambda m, h: torch.bmm(input=h, mat2=m.square.expand(h.shape[0], -1, -1)),
+    "where": lambda m, h: torch.where(condition=h > 0, input=h, other=h * 2),
+}
+
+
+@pytest.mark.parametrize("name", BY_KEYWORD)
+def test_operands_by_keyword(name: str) -> None:
+    assert_exact(between(BY_KEYWORD[name]), ROWS)
+
+
+def squares(h: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = h.detach().requires_grad_()
+        return torch.autograd.grad((leaf**3).sum(), leaf)[0]
+
+
+UNSEEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "autograd.grad": lambda m, h: squares(h),
+    "autograd.grad beside": lambda m, h: squares(h).mean(1, keepdim=True) + h,
+    "func.grad": lambda m, h: torch.func.grad(lambda z: (z**3).sum())(h),
+    "vmap": lambda m, h: torch.func.vmap(lambda row: row.relu() * 2)(h),
+    "vmap of a layer": lambda m, h: torch.func.vmap(lambda row: F.linear(row, m.square))(h),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_goes_past_the_tracer_is_kept(name: str) -> None:
+    assert_kept(between(UNSEEN[name]), ROWS, "a.weight[0]", "an untraceable call")
+
+
+CONSTANTS = [torch.full((), 0.5, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize(
+    "table", [lambda: CONSTANTS[0], lambda: torch.from_numpy(np.full((), 0.5))], ids=["old", "new"]
+)
+def test_constants_of_nobody_keep_nothing(table: Callable[[], Tensor]) -> None:
+    """A tensor that was there before the call, and a NumPy array that becomes one in it."""
+    assert_exact(between(lambda m, h: h.relu() * table()), ROWS)
+
+
+# -- modes ----------------------------------------------------------------------------------------------------
+
+
+class Modal(nn.Module):
+    """The same operations in both modes, with other numbers in train mode."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(16, 12), nn.Linear(12, 6), how
+        self.one = self.other = 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.how == "roll":
+            h = h.roll(5 if self.training else 12, -1)
+        elif self.how == "view":
+            h = h.view(-1, self.other if self.training else self.one)
+        elif self.training and h.shape[-1] != 12:
+            raise ValueError("twelve, when it trains")
+        return self.b(h)
+
+
+@pytest.mark.parametrize("how", ["roll", "view", "guard"])
+def test_what_only_the_numbers_of_train_mode_forbid(how: str) -> None:
+    assert_exact_or_nothing(randomise(Modal(how).double()), ROWS)
+
+
+def test_a_parametrization_in_train_mode_keeps_its_state() -> None:
+    """Asking for a spectral norm's weight moves its state."""
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(12, 6)))
+    randomise(model.double()).train()
+    before = Snapshot.of(model)
+    sp.analyze(model, ROWS)
+    before.assert_unchanged(model)
