@@ -18,6 +18,7 @@ from .errors import ArgumentError, VerificationError
 from .mask import zeroed
 from .ops import operation
 from .plan import PruningPlan
+from .prepare import calls_of, check_model, check_placement, check_values, explained, unwrap
 from .program import Call, map_tensors, named_tensors, tensors_in
 from .stock import over_kept
 from .surgery import apply
@@ -111,15 +112,24 @@ def verify(
     dtype. The error is max|a - b| / max|b| over all outputs.
 
     Args:
-        small: the pruned model, if it is at hand; else `apply(plan, model)`.
+        small: the pruned model, if it is at hand; else `apply(plan, model)`. Trained further, it differs.
+        device: where to compare, `"cpu"` for example.
 
-    Raises PlanError if the plan was made for another model, and VerificationError if the two cannot be
-    compared: the masked model is not deterministic, or its outputs are constant.
+    Raises PlanError if the plan was made for another model, ExampleInputsError if the model does not run on the
+    examples, UnsupportedModelError, ArgumentError for a device that is not there, and VerificationError if the two
+    cannot be compared: the model does not run in float64, the masked model is not deterministic, or its outputs are
+    constant.
+
+    >>> check = structprune.verify(model, plan, images, device="cpu")
+    >>> check.ok, check.max_rel_error
+    (True, 8.9e-16)
     """
-    from .prepare import calls_of
-
     calls = calls_of(example_inputs)
-    small = apply(plan, model) if small is None else small
+    small = apply(plan, model) if small is None else unwrap(small)
+    for one in (model, small):
+        check_model(one)
+        check_values(one)
+    check_placement(model, calls)
     if not plan.kept:
         return Verification(True, 0.0, 0.0, None, (), "nothing removed: the model is unchanged")
     device = find_device(device)
@@ -131,7 +141,9 @@ def verify(
     with _deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
         for call in calls:
-            _check_comparable(original, exact[0], _fresh(call, device, torch.float64))
+            fresh = _fresh(call, device, torch.float64)
+            _check_runs(original, fresh, model, call)
+            _check_comparable(original, exact[0], fresh)
     return agreement(exact, (over_kept(plan, masked), small), calls, device, deviates=deviates)
 
 
@@ -178,11 +190,16 @@ def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> 
 
 
 def find_device(device: Any) -> torch.device:
-    """The device by its name; by default CUDA where there is one."""
+    """The device by its name; by default CUDA where there is one. Raises ArgumentError if nothing can be put there."""
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device must name a device such as 'cpu' or 'cuda', not {device!r}") from error
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last from a PyTorch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(
+            f"device must name a device that is there, such as 'cpu' or 'cuda', not {device!r}: {reason}"
+        ) from error
+    return found
 
 
 @torch.no_grad()
@@ -310,6 +327,18 @@ def _errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float,
             absolute = max(absolute, error)
             relative = max(relative, error / scale if scale else (error and float("inf")))
     return absolute, relative
+
+
+def _check_runs(original: nn.Module, fresh: Call, model: nn.Module, call: Call) -> None:
+    """Tells inputs that the model does not take from a model that does not run in float64."""
+    try:
+        _run(original, fresh, "eval")
+    except Exception as error:  # whatever the user's code raises
+        try:
+            deep_copy(model).eval()(*call.args, **call.kwargs)
+        except Exception as again:
+            raise explained(again, call) from again
+        raise VerificationError(f"cannot verify: the model does not run in float64: {error}") from error
 
 
 def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> None:
