@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ArgumentError, UnsupportedModelError
+from .errors import ArgumentError, MissingPackageError, UnsupportedModelError
 from .iterate import Step, iterate
 from .plan import PruningPlan
+from .prepare import calls_of
 
 
 class Pace:
@@ -23,6 +24,7 @@ class Pace:
     def __init__(self, example_inputs: Any, every: int, settings: dict[str, Any]) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ArgumentError(f"every must be a whole number of epochs from 1, not {every!r}")
+        calls_of(example_inputs)  # what is wrong is better said before training than in it
         self.example_inputs = example_inputs
         self.every = every
         self.settings = settings
@@ -57,8 +59,8 @@ def lightning_callback(
         module: finds what to prune in the LightningModule, `lambda module: module.net`; else all of it.
         settings: for `iterate`.
 
-    Strategies that wrap the model (DDP, FSDP) hold its old parameters and are refused. Raises
-    UnsupportedModelError without Lightning.
+    Strategies that wrap the model (DDP, FSDP) hold its old parameters and are refused, when training begins, with
+    UnsupportedModelError. Raises MissingPackageError without Lightning, ArgumentError and ArgumentTypeError.
     """
     base = _base("Callback", "lightning.pytorch", "pytorch_lightning")
     pace = Pace(example_inputs, every, settings)
@@ -79,7 +81,8 @@ def trainer_callback(example_inputs: Any, *, every: int = 1, **settings: Any) ->
     Args:
         settings: for `iterate`.
 
-    Wrapped models (DDP, FSDP) are refused. Raises UnsupportedModelError without transformers.
+    Wrapped models (DDP, FSDP) are refused, when training begins, with UnsupportedModelError. Raises
+    MissingPackageError without transformers, ArgumentError and ArgumentTypeError.
     """
     base = _base("TrainerCallback", "transformers")
     pace = Pace(example_inputs, every, settings)
@@ -101,7 +104,7 @@ def _base(name: str, *packages: str) -> type:
                 raise
         else:
             return found
-    raise UnsupportedModelError(f"this callback needs {' or '.join(packages)}: pip install it")
+    raise MissingPackageError(f"this callback needs {' or '.join(packages)}: pip install {packages[0].split('.')[0]}")
 
 
 def _check_alone(processes: int) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .commands.common import natural, quiet
+from .commands.common import natural, quiet, seed
 from .commands.files import diff, export, report
 from .commands.looking import explain, inspect
 from .commands.pruning import prune, shrink, verify
@@ -22,7 +22,7 @@ EXIT_CODES = (
 
 def demo(parser: argparse.ArgumentParser) -> None:
     """Train a small network on handwritten digits, remove half of its channels, and show what that changes."""
-    parser.add_argument("--seed", type=int, default=0, help="for the weights and the order of the data (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="for the weights and the order of the data (default 0)")
     parser.add_argument("--epochs", type=natural, default=10, help="of training; fine-tuning takes half (default 10)")
 
     def run(arguments: argparse.Namespace) -> None:

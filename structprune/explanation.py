@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .analysis import Space
-from .errors import UnknownNameError, closest
+from .errors import ArgumentTypeError, UnknownNameError, closest
 from .labels import IntArray, Labels
 from .nodes import Node
 
@@ -129,6 +129,8 @@ def _steps(nx_graph: Any, path: list[str]) -> list[str]:
 
 def explain(graph: ChannelGraph, name: str) -> str:
     """The text of `ChannelGraph.explain`."""
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"name must be that of a layer or parameter, 'conv1' for example, not {name!r}")
     tensors = graph.space.tensors
     names = [name] if name in tensors else [n for n in tensors if n.rpartition(".")[0] == name]
     if not names:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import MissingPackageError, VerificationError
+from .errors import ArgumentError, MissingPackageError, VerificationError
 from .prepare import calls_of
 from .program import Call, tensors_in
-from .storage import write
+from .storage import path_of, write
 
 TOLERANCE = 1e-4  # max|a - b| / max|b|, of float32
 
@@ -29,17 +29,21 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     Args:
         example_inputs: as for `structprune.prune`; of several calls the first.
 
-    The file appears whole or not at all. Raises MissingPackageError without the extra `onnx`, and VerificationError
-    if the two differ by more than 1e-4; then nothing is written.
+    The file appears whole or not at all; one that is there is replaced. Raises MissingPackageError without the extra
+    `onnx`, VerificationError if the two differ by more than 1e-4 (then nothing is written), and ArgumentError for a
+    folder.
 
-    >>> structprune.export.export_onnx(result.model.eval(), images, "small.onnx")
+    >>> from structprune.export import export_onnx
+    >>> export_onnx(result.model.eval(), images, "small.onnx")
     1.2e-06
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise MissingPackageError(f'export to ONNX needs {name}: pip install "structprune[onnx]"')
     call = calls_of(example_inputs)[0]
-    target = Path(path)
+    target = path_of(path)
+    if target.is_dir():
+        raise ArgumentError(f"{target} is a folder; name a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         made = Path(folder) / target.name

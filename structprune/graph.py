@@ -221,7 +221,8 @@ class ChannelGraph:
     def explain(self, name: str) -> str:
         """What a parameter (or all of a layer's) is coupled to and through what, or why it cannot shrink.
 
-        Raises UnknownNameError, with the closest names, if the model has no such parameter or layer.
+        Raises UnknownNameError, with the closest names, if the model has no such parameter or layer, and
+        ArgumentTypeError for what is no name.
         """
         from .explanation import explain
 

@@ -13,6 +13,7 @@ from .errors import ArgumentTypeError, PlanError
 from .fitting import check_fits
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan
+from .prepare import check_values
 from .program import modules_of, named_tensors, registered_tensors
 from .surgery import replace_tensors
 from .swaps import BIAS, swap
@@ -35,16 +36,19 @@ def inflate(plan: PruningPlan, small: nn.Module, make_model: Callable[[], nn.Mod
     Training the inflated model moves it away from the small one, since nothing holds the zeros: give it the masks of
     `structprune.mask` for that.
 
-    Raises PlanError if the plan is for another original, or `small` is not what it makes of one; ArgumentTypeError.
+    Raises PlanError if the plan is for another original, or `small` is not what it makes of one;
+    UnsupportedModelError for an original on the meta device; ArgumentTypeError.
 
     >>> result = structprune.prune(model, images, ratio=0.5)
     >>> train(result.model)
     >>> full = structprune.inflate(result.plan, result.model, model)
     """
-    original = make_model if isinstance(make_model, nn.Module) or not callable(make_model) else make_model()
+    makes = callable(make_model) and not isinstance(make_model, nn.Module | torch.export.ExportedProgram)
+    original: Any = make_model() if makes else make_model  # type: ignore[operator]
     for name, given in (("small", small), ("make_model", original)):
         if not isinstance(given, nn.Module):
             raise ArgumentTypeError(f"{name} must be (or make) a torch.nn.Module, not {type(given).__name__}")
+    check_values(original)
     check_fits(plan, original)
     full = deep_copy(original)
     replace_tensors(full, _values(plan, full, small))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .planning import plan, split_target
 from .prepare import unwrap
 from .progress import Checkpoint, read_checkpoint, write_checkpoint
 from .schedules import cuts
+from .storage import path_of
 from .surgery import apply
 from .verify import Verification
 from .verify import verify as verify_plan
@@ -95,11 +96,21 @@ def iterate(
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
     averages = _several(ema, nn.Module, "ema")
     model = unwrap(model)
+    _check_held(optimizers, model)
     graph = analyze(model, example_inputs, norm=norm)
     goals = _goals(graph, target, ratio, schedule, steps)
     latency = None if target is None else split_target(graph, target)[1]
     run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings, latency)
-    return run.go(goals, graph, None if folder is None else Path(folder), inplace)
+    return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
+
+
+def _ready(folder: Any) -> Path:
+    """The folder of a run, made before anything is trained that could not be written there."""
+    path = path_of(folder, "folder")
+    if path.exists() and not path.is_dir():
+        raise ArgumentError(f"{path} is a file; name a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _goals(
@@ -128,6 +139,14 @@ def _several(value: Any, kind: type, name: str) -> list[Any]:
         if not isinstance(one, kind):
             raise ArgumentTypeError(f"{name} must be a {kind.__module__}.{kind.__name__}, not {type(one).__name__}")
     return found
+
+
+def _check_held(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
+    """Some of the optimizers may be for something else, but not all."""
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    if optimizers and own.isdisjoint(held):
+        raise ArgumentError("optimizer holds no parameter of the model: build it from model.parameters()")
 
 
 def _averaged(module: nn.Module) -> nn.Module:

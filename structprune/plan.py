@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .composition import PlanDifference, compose, difference
-from .errors import PlanError
+from .errors import ArgumentTypeError, PlanError
 from .swaps import known_swaps
 
 SCHEMA = 2
@@ -110,10 +110,15 @@ class PruningPlan:
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
-        """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be."""
+        """Reads a plan back; raises PlanError with the JSON path of whatever is not as it should be.
+
+        >>> assert PruningPlan.from_json(plan.to_json()) == plan
+        """
+        if not isinstance(text, str | bytes | bytearray):
+            raise ArgumentTypeError(f"text must be a plan as JSON, not {type(text).__name__}")
         try:
             data = json.loads(text, object_pairs_hook=_unique)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         return PruningPlan.from_dict(data)
 

@@ -59,6 +59,13 @@ def check_model(model: nn.Module) -> None:
                 _check_tensor(f"{path}.{name}" if path else name, tensor)
 
 
+def check_values(model: nn.Module) -> None:
+    """Raises UnsupportedModelError if a parameter or buffer is on the meta device."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModelError(f"{name} is on the meta device, where it has no values; load the weights first")
+
+
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if is_lazy(tensor):
         raise UnsupportedModelError(f"{name} is lazy and has no shape yet; run the model once on real inputs first")
@@ -98,6 +105,15 @@ def _call(one: Any) -> Call:
         if tensor.numel() == 0:
             raise ExampleInputsError(f"example_inputs holds an empty tensor of shape {tuple(tensor.shape)}")
     return call
+
+
+def explained(error: Exception, call: Call, path: str | None = None) -> ExampleInputsError:
+    """What to raise when the model, in the module at `path`, raised this error on a call."""
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((call.args, dict(call.kwargs)))) or "none"
+    where = f", in {path}" if path else ""
+    return ExampleInputsError(
+        f"while running the model on example_inputs of shape {shapes}{where}: {type(error).__name__}: {error}"
+    )
 
 
 def check_placement(model: nn.Module, calls: Iterable[Call]) -> None:

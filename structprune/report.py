@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from .diagram import Diagram
-from .errors import FileFormatError
+from .errors import ArgumentError, FileFormatError
 from .html import report_page
-from .storage import write
+from .storage import path_of, write
 from .verify import Comparison, Verification
 
 
@@ -86,12 +85,15 @@ class Report:
 
     def to_html(self, path: str | os.PathLike[str], *, title: str = "A pruned model") -> None:
         """Writes the report as one page that opens from disk, without a network: costs, every layer with its widths
-        beside a drawing of what feeds what, the verification, and what blocks further savings.
+        beside a drawing of what feeds what, the verification, and what blocks further savings. A file that is there is
+        replaced. Raises ArgumentError for a folder, ArgumentTypeError, and OSError if it cannot be written.
 
         >>> result.report.to_html("report.html", title="resnet18")
         """
+        target = path_of(path)
+        if target.is_dir():
+            raise ArgumentError(f"{target} is a folder; name a file")
         text = report_page(title, self.to_dict(), self.diagram)
-        target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, lambda at: at.write_text(text, encoding="utf-8"))
 

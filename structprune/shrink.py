@@ -24,10 +24,11 @@ from .prepare import calls_of, unwrap
 from .program import Call, fingerprint
 from .promote import dead_by_zeros, nearly_dead
 from .report import Loss
+from .running import double
 from .settlement import settle
 from .surgery import apply
 from .unmask import masks_of, unmask
-from .verify import Verification, agreement, deviation, double, find_device
+from .verify import Verification, agreement, deviation, find_device
 from .weights import Weight
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules import conv
 
-from .prepare import unwrap
+from .prepare import check_model, unwrap
 from .program import modules_of
 from .report import Report
 from .shrink import shrink
@@ -126,10 +126,12 @@ def sparsity(model: nn.Module, example_inputs: Any = None) -> Sparsity:
     >>> structprune.sparsity(model).sparsity
     0.5
 
-    Raises UnsupportedModelError for a model without values (on the meta device), and what `shrink` raises.
+    Raises UnsupportedModelError for a model without values (on the meta device, lazy) or of another kind that cannot
+    be read, and what `shrink` raises.
     """
     model = unwrap(model)
     plain = unmask(model)
+    check_model(plain)
     masks = {m.qualified: m.mask for m in masks_of(model)}
     transposed = {
         f"{path}.weight" if path else "weight"

@@ -8,15 +8,24 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from .errors import ArgumentError, ArgumentTypeError, MissingPackageError, UnknownNameError, closest
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MissingPackageError,
+    StructPruneError,
+    UnknownNameError,
+    closest,
+)
 
 FORMS = "torchvision:NAME, timm:NAME, transformers:CLASS or package.module:callable"
 
@@ -48,14 +57,11 @@ class Spec:
         """A new model with random weights, in eval mode.
 
         Raises MissingPackageError (the library is not installed), UnknownNameError (it has no such model),
-        ArgumentError (it does not take the options) and ArgumentTypeError (it made no module).
+        ArgumentError (it does not take the options, or fails) and ArgumentTypeError (it made no module).
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the libraries, about their own defaults
-                model = BUILD.get(self.source, _build_own)(self)
-        except TypeError as error:
-            raise ArgumentError(f"{self.text} cannot be built: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries, about their own defaults
+            model = call_own(partial(BUILD.get(self.source, _build_own), self), self.text)
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"{self.text} must make a torch.nn.Module, not {type(model).__name__}")
         return model.eval()
@@ -223,11 +229,28 @@ def _build_own(spec: Spec) -> Any:
 
 def _own_inputs(spec: Spec, model: Any) -> Any:
     made = getattr(model, "example_inputs", None)
-    return made() if callable(made) else made
+    return call_own(made, f"{spec.text}, its example_inputs") if callable(made) else made
+
+
+def call_own(function: Callable[[], Any], text: str) -> Any:
+    """What a library's or the user's own function makes. Raises ArgumentError, with the line, if it fails."""
+    try:
+        return function()
+    except StructPruneError:
+        raise
+    except Exception as error:  # whatever their code raises
+        raise _failed(error, text) from error
+
+
+def _failed(error: Exception, text: str) -> ArgumentError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(last.filename)}:{last.lineno}"
+    return ArgumentError(f"{text} cannot be made: {type(error).__name__}: {error} ({where})")
 
 
 def find_object(module: str, name: str, text: str) -> Any:
-    """What `module:name` names, looked for in the current folder too. Raises UnknownNameError, ArgumentTypeError."""
+    """What `module:name` names, looked for in the current folder too. Raises UnknownNameError, ArgumentTypeError,
+    MissingPackageError, and ArgumentError if the module cannot be imported."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -236,6 +259,8 @@ def find_object(module: str, name: str, text: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise MissingPackageError(f"{text}: importing {module} fails: {error}") from error
         raise UnknownNameError(f"{text}: there is no module {module!r} here or installed; write {FORMS}") from error
+    except Exception as error:  # whatever their code raises
+        raise _failed(error, text) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise UnknownNameError(f"{text}: {module} has no {name!r}; {closest(name, vars(found))}")

@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from .checkpoint import HEADER_LIMIT, fill, read_header
-from .errors import ArgumentError, ArgumentTypeError, FileFormatError
+from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError
 from .plan import PruningPlan
+from .prepare import check_model, check_values
+from .program import fingerprint
 from .specs import parse
 from .surgery import apply
 
@@ -52,7 +55,9 @@ def save(
     Either is written beside what is there and renamed: a crash leaves what was there, or what is new, and never
     something between. The report goes along, and `record` (plain data, for JSON) with it.
 
-    Raises ArgumentError if the file exists or the folder holds anything, unless `overwrite=True`.
+    Raises ArgumentError if the file exists or the folder holds anything, unless `overwrite=True`, and if the model
+    was given other shapes after it was pruned; ArgumentTypeError for a record that is no JSON; UnsupportedModelError
+    for a model without values, or of a kind that cannot be loaded again; OSError if the system does not let it write.
 
     >>> structprune.save(result, "small.safetensors")
     >>> again = structprune.load("small.safetensors", "torchvision:resnet18")
@@ -61,11 +66,20 @@ def save(
         getattr(result, "model", None), nn.Module
     ):
         raise ArgumentTypeError(f"result must be what prune returns, not {type(result).__name__}")
-    target = Path(path)
+    target = path_of(path)
     check_target(target, overwrite)
+    check_model(result.model)
+    check_values(result.model)
+    if result.plan.becomes not in ("", fingerprint(result.model)):
+        raise ArgumentError(
+            "the model is not what its plan makes: names, shapes or ties of parameters have changed since"
+        )
     plan = result.plan.to_json()
-    made = {"report": result.report.to_dict(), **(record or {})}
-    metadata = {"schema": "1", "plan": plan, "record": json.dumps(made)}
+    try:
+        text = json.dumps({"report": result.report.to_dict(), **(record or {})})
+    except TypeError as error:
+        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON: {error}") from error
+    metadata = {"schema": "1", "plan": plan, "record": text}
     if sum(map(len, metadata.values())) > 0.9 * HEADER_LIMIT:
         raise ArgumentError("the plan is larger than the header of a safetensors file may be")
     folder = not _is_one_file(target)
@@ -78,6 +92,13 @@ def save(
         write(target / PLAN, lambda at: at.write_text(plan + "\n"))
 
 
+def path_of(path: Any, name: str = "path") -> Path:
+    """A path that a caller hands in. Raises ArgumentTypeError if it is none."""
+    if not isinstance(path, str | os.PathLike) or not path:
+        raise ArgumentTypeError(f"{name} must be the path of a file or folder, a str or os.PathLike, not {path!r}")
+    return Path(path)
+
+
 def _is_one_file(path: Path) -> bool:
     return path.suffix == SUFFIX and not path.is_dir()
 
@@ -88,9 +109,9 @@ def check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir() and not one:
         raise ArgumentError(f"{target} is a file; save needs a folder, or a name that ends in {SUFFIX}")
     if one and target.exists() and not overwrite:
-        raise ArgumentError(f"{target} exists; pass overwrite=True to replace it")
+        raise ArgumentError(f"{target} exists; pass overwrite=True (--overwrite) to replace it")
     if target.is_dir() and not overwrite and any(p.suffix != PARTIAL for p in target.iterdir()):
-        raise ArgumentError(f"{target} is not empty; pass overwrite=True to write there all the same")
+        raise ArgumentError(f"{target} is not empty; pass overwrite=True (--overwrite) to write there all the same")
 
 
 def _hash(path: Path) -> str:
@@ -126,12 +147,18 @@ def load(
             `"torchvision:resnet18"`, `"timm:..."`, `"transformers:..."` or `"package.module:callable"`. It may be left
             out where the file says which model of a library it came from, as those of the command line do.
 
-    Raises FileFormatError (with the tensor and what is wrong with it), PlanError, ArgumentError, ArgumentTypeError.
+    Raises FileFormatError (with the tensor and what is wrong with it), PlanError if the plan is for another model,
+    ArgumentError and UnknownNameError for a spec, UnsupportedModelError (a model on the meta device) and
+    ArgumentTypeError.
+
+    >>> small = structprune.load("small", "torchvision:resnet18")
+    >>> small = structprune.load("small", lambda: Net(width=64))
     """
     saved = read(path)
     model = make_model if isinstance(make_model, nn.Module) else _make(saved, make_model)
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(model).__name__}")
+    check_values(model)
     small = apply(saved.plan, model)
     fill(small, saved.weights)
     return small
@@ -147,7 +174,7 @@ def _make(saved: Saved, make_model: Any) -> Any:
                 f"{saved.weights} does not say what model of a library it came from: pass make_model"
             )
         return parse(spec).build()
-    if not callable(make_model):
+    if not callable(make_model) or isinstance(make_model, torch.export.ExportedProgram):
         raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(make_model).__name__}")
     return make_model()
 
@@ -160,7 +187,7 @@ def recorded_spec(saved: Saved) -> str | None:
 
 def read(path: str | os.PathLike[str]) -> Saved:
     """The plan and the record of a folder or file. Raises FileFormatError, and PlanError for a plan that is wrong."""
-    source = Path(path)
+    source = path_of(path)
     weights = source / WEIGHTS if source.is_dir() or source.suffix != SUFFIX else source
     if not weights.is_file():
         raise FileFormatError(f"{source} holds no {WEIGHTS}" if weights != source else f"there is no file {source}")
@@ -179,13 +206,20 @@ def _plan(metadata: Mapping[str, str], beside: Path | None, weights: Path) -> Pr
         return PruningPlan.from_json(inside)
     if inside is not None and _hash(beside) == metadata.get("replaces"):
         return PruningPlan.from_json(inside)  # a process was killed before it wrote the new plan.json
-    try:
-        plan = PruningPlan.from_json(beside.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{beside} is not text: {error}") from error
+    plan = read_plan(beside)
     if inside is not None and plan != PruningPlan.from_json(inside):
         raise FileFormatError(f"{beside} is not the plan that {weights.name} was saved with: one of them was exchanged")
     return plan
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """The plan in a JSON file. Raises PlanError, with the file and the place in it, and FileFormatError."""
+    try:
+        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not text: {error}") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
 def _record(metadata: Mapping[str, str], weights: Path) -> dict[str, Any]:

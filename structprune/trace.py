@@ -24,6 +24,7 @@ from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
 from .nodes import Graph, Node
 from .ops import QUERIES, SIZES, in_place, operation, python_body
+from .prepare import explained
 from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
 from .rewriting import stated
 from .shapes import stand_in, together
@@ -376,18 +377,10 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
         except StructPruneError:
             raise
         except Exception as error:
-            raise _explained(error, call, recorder.failed) from error
+            raise explained(error, call, recorder.failed) from error
     node = program.graph.add("output", "output", (recorder.lift(tuple(tensors_in(output))),))
     node.meta.update(op="output", shape=(), path="", where="")
     program.mark_unread()
-
-
-def _explained(error: Exception, call: Call, path: str | None) -> ExampleInputsError:
-    shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((call.args, dict(call.kwargs)))) or "none"
-    where = f", in {path}" if path else ""
-    return ExampleInputsError(
-        f"while running the model on example_inputs of shape {shapes}{where}: {type(error).__name__}: {error}"
-    )
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:

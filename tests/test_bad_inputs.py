@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import structprune as sp
+from structprune.export import export_onnx
 
 
 class Net(nn.Module):
@@ -143,6 +147,105 @@ def test_an_unknown_device_in_verify() -> None:
     refuses(Net(), sp.StructPruneError, "abacus", lambda m: sp.verify(m, plan, images(), device="abacus"))
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda:999", 3.5])
+def test_a_device_that_is_not_there(device: Any) -> None:
+    plan = sp.prune(Net(), images()).plan
+    refuses(Net(), sp.ArgumentError, repr(device), lambda m: sp.verify(m, plan, images(), device=device))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_small_model_that_verify_cannot_take() -> None:
+    plan = sp.prune(Net(), images()).plan
+    for small, error in (
+        ("small", sp.ArgumentTypeError),
+        (Net, sp.ArgumentTypeError),
+        (Net().to("meta"), sp.UnsupportedModelError),
+        (torch.jit.script(Net()), sp.UnsupportedModelError),
+        (nn.LazyLinear(3), sp.UnsupportedModelError),
+    ):
+        refuses(Net(), error, "", lambda m, small=small: sp.verify(m, plan, images(), small=small))  # type: ignore[misc]
+
+
+def test_a_model_that_does_not_run_in_float64() -> None:
+    class Single(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise NotImplementedError("no kernel")
+            return super().forward(x)
+
+    words = ["cannot verify", "does not run in float64", "no kernel"]
+    refuses(Single(), sp.VerificationError, words, lambda m: sp.prune(m, images()))
+    assert sp.prune(Single(), images(), verify=False).plan
+
+
+PATHS: list[Any] = [3, None, b"x", ""]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_no_path(path: Any) -> None:
+    result = sp.prune(Net(), images())
+    for run in (
+        lambda m: sp.save(result, path),
+        lambda m: sp.load(path, m),
+        lambda m: result.report.to_html(path),
+        lambda m: None if path is None else sp.iterate(m, images(), ratio=0.5, folder=path),
+    )[: 3 if path is None else 4]:
+        refuses(Net(), sp.ArgumentTypeError, repr(path), run)
+
+
+def test_a_folder_for_a_file_and_the_reverse(tmp_path: Path) -> None:
+    result = sp.prune(Net(), images())
+    refuses(Net(), sp.ArgumentError, "is a folder", lambda m: result.report.to_html(tmp_path))
+    refuses(Net(), sp.ArgumentError, "is a folder", lambda m: export_onnx(m, images(), tmp_path))
+    file = tmp_path / "run"
+    file.touch()
+    refuses(Net(), sp.ArgumentError, "is a file", lambda m: sp.iterate(m, images(), ratio=0.5, folder=file))
+
+
+def test_the_sparsity_of_a_lazy_model() -> None:
+    refuses(nn.Sequential(nn.LazyLinear(3)), sp.UnsupportedModelError, "0.weight is lazy", sp.sparsity)
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    result = sp.prune(Net(), images())
+    for changed, record, error in (
+        (result, 3, sp.ArgumentTypeError),
+        (result, {"when": object()}, sp.ArgumentTypeError),
+        (replace(result, model=Net()), {}, sp.ArgumentError),
+        (replace(result, model=copy.deepcopy(result.model).to("meta")), {}, sp.UnsupportedModelError),
+    ):
+        with pytest.raises(error):
+            sp.save(changed, tmp_path / "new", record=record)  # type: ignore[arg-type]
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_original_that_cannot_be_filled(tmp_path: Path) -> None:
+    result = sp.prune(Net(), images())
+    sp.save(result, tmp_path / "small")
+    meta, exported = Net().to("meta"), torch.export.export(Net().eval(), (images(),))
+    for given, error in ((meta, sp.UnsupportedModelError), (exported, sp.ArgumentTypeError)):
+        with pytest.raises(error):
+            sp.load(tmp_path / "small", given)  # type: ignore[arg-type]
+        with pytest.raises(error):
+            sp.inflate(result.plan, result.model, given)  # type: ignore[arg-type]
+
+
+def test_an_optimizer_of_another_model() -> None:
+    other = torch.optim.SGD(Net().parameters())
+    words = "model.parameters()"
+    refuses(Net(), sp.ArgumentError, words, lambda m: sp.iterate(m, images(), ratio=0.5, optimizer=other))
+
+
+def test_what_is_no_name_and_no_json() -> None:
+    graph = sp.analyze(Net(), images())
+    for name in (3, None, nn.Linear):
+        with pytest.raises(sp.ArgumentTypeError, match="name"):
+            graph.explain(name)  # type: ignore[arg-type]
+    for text in (3, None, {}):
+        with pytest.raises(sp.ArgumentTypeError, match="JSON"):
+            sp.PruningPlan.from_json(text)  # type: ignore[arg-type]
+
+
 def test_arguments_of_the_wrong_kind() -> None:
     model = Net()
     result = sp.prune(model, images())
@@ -200,6 +303,9 @@ def test_examples_that_do_not_fit(case: str) -> None:
     examples, error, words = EXAMPLES[case]
     refuses(Net(), error, words, lambda m: sp.prune(m, examples))
     refuses(Net().train(), error, words, lambda m: sp.analyze(m, examples))
+    plan = sp.prune(Net(), images()).plan
+    words = [word for word in words if word not in ("conv1",)]  # verify does not look for the module
+    refuses(Net(), error, words, lambda m: sp.verify(m, plan, examples))
 
 
 def test_the_path_of_the_module_that_fails() -> None:

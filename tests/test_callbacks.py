@@ -76,6 +76,12 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         callback.on_train_epoch_start(SimpleNamespace(world_size=2, optimizers=[]), net())
 
 
+def test_bad_examples_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, "lightning.pytorch", "Callback")
+    with pytest.raises(sp.ArgumentTypeError, match="example_inputs"):
+        sp.callbacks.lightning_callback(3, ratio=0.5)
+
+
 @pytest.mark.parametrize("every", [0, True, "2"])
 def test_bad_pace(monkeypatch: pytest.MonkeyPatch, every: Any) -> None:
     stub(monkeypatch, "lightning.pytorch", "Callback")
@@ -86,7 +92,7 @@ def test_bad_pace(monkeypatch: pytest.MonkeyPatch, every: Any) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(sp.UnsupportedModelError, match=r"lightning\.pytorch or pytorch_lightning"):
+    with pytest.raises(sp.MissingPackageError, match=r"lightning\.pytorch or pytorch_lightning"):
         sp.callbacks.lightning_callback(ROWS, ratio=0.5)
 
 

@@ -46,6 +46,10 @@ class Small(nn.Module):
         return self.head(out if words is None else out + self.embed(words).mean(1))
 
 
+def fail() -> nn.Module:
+    raise ZeroDivisionError("why")
+
+
 def small(width: int = 8) -> nn.Module:
     return randomise(Small(width))
 
@@ -288,6 +292,13 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no function": (["prune", "test_cli:text"], "must be a function or a class, not str"),
     "an unknown option of the model": (["prune", "test_cli:small?depth=3"], "unexpected keyword argument 'depth'"),
     "an option without a value": (["prune", "test_cli:small?width"], "options are written ?key=value"),
+    "a function that fails": (["prune", "test_cli:fail"], "cannot be made: ZeroDivisionError: why (test_cli.py:"),
+    "an input that cannot be made": (["prune", SPEC, "--input", "test_cli:fail"], "ZeroDivisionError: why"),
+    "an input too large": (["prune", SPEC, "--input", "999999999x3x99999x9999"], "cannot be made"),
+    "an input below nothing": (["prune", SPEC, "--input", "2x3x8x8:int64:0"], "below 0"),
+    "a seed too large": (["prune", SPEC, "--seed", str(2**70)], "is not a whole number from 0"),
+    "a ratio of a layer above one": (["prune", SPEC, "--ratios", "stem=2"], "'2' is not a number from 0"),
+    "a page that is a folder": (["prune", SPEC, "--html", "."], "is a folder"),
     "no input": (["prune", SPEC], "pass --input, 1x3x224x224 for example"),
     "an input that is no shape": (["prune", SPEC, "--input", "3,8"], "is no shape: write 1x3x224x224"),
     "an input of an unknown dtype": (
@@ -301,7 +312,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a ratio of one": (["prune", SPEC, "--ratio", "1"], "'1' is not a number from 0"),
     "a ratio that is none": (["prune", SPEC, "--ratio", "half"], "'half' is not a number from 0"),
     "a ratio of nan": (["prune", SPEC, "--ratio", "nan"], "'nan' is not a number from 0"),
-    "a target without a number": (["prune", SPEC, "--target", "macs"], "'macs' is not NAME=NUMBER"),
+    "a target without a number": (["prune", SPEC, "--target", "macs"], "'macs' is not COST=NUMBER"),
     "a target that is no number": (["prune", SPEC, "--target", "macs=x"], "'x' is not a number above 0"),
     "an unknown scope": (["prune", SPEC, "--scope", "all"], "invalid choice: 'all'"),
     "an unknown importance": (["prune", SPEC, "--importance", "l7"], "invalid choice: 'l7'"),

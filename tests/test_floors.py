@@ -18,9 +18,12 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector commands errors frames labels nn nodes ops page sizes source unseen version
-    checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros schedules specs
-    commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site shapes swaps unmask
-    composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise rules.reduction rules.spatial trace
+    checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
+    schedules specs
+    commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
+    shapes swaps unmask
+    composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
+    rules.reduction rules.spatial trace
     constant_rules mermaid plan rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask roles surgery

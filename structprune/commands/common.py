@@ -38,9 +38,19 @@ def natural(text: str) -> int:
     return _number(text, int, lambda n: n >= 1, "a whole number from 1")
 
 
+def seed(text: str) -> int:
+    """A seed, as an argument."""
+    return _number(text, int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+
+
 def fraction(text: str) -> float:
     """A number in [0, 1), as an argument."""
     return _number(text, float, lambda n: 0 <= n < 1, "a number from 0 up to, but not including, 1")
+
+
+def share(text: str) -> float:
+    """A number in [0, 1], as an argument."""
+    return _number(text, float, lambda n: 0 <= n <= 1, "a number from 0 to 1")
 
 
 def positive(text: str) -> float:
@@ -63,12 +73,21 @@ def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
     return number
 
 
-def assignment(text: str) -> tuple[str, float]:
-    """NAME=NUMBER, as an argument: `macs=0.5`."""
+def target(text: str) -> tuple[str, float]:
+    """COST=NUMBER, as an argument: `macs=0.5`."""
+    return _assignment(text, positive, "COST=NUMBER, such as macs=0.5")
+
+
+def layer_ratio(text: str) -> tuple[str, float]:
+    """PATTERN=RATIO, as an argument: `layer1.*=0.2`."""
+    return _assignment(text, fraction, "PATTERN=RATIO, such as layer1.*=0.2")
+
+
+def _assignment(text: str, number: Callable[[str], float], what: str) -> tuple[str, float]:
     name, equals, value = text.rpartition("=")
     if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER, such as macs=0.5")
-    return name, positive(value)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return name, number(value)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +102,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="of the model: .safetensors, or .pt read with weights_only=True"
     )
     parser.add_argument("--input", action="append", default=[], metavar="SHAPE", help=HELP)
-    parser.add_argument("--seed", type=int, default=0, help="for random weights and inputs (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="for random weights and inputs (default 0)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, FileFormatError
 from ..export import export_onnx
 from ..plan import PruningPlan
 from ..report import Report
-from ..storage import load
+from ..storage import load, read_plan
 from .common import add_json, make_model, read_saved, say, show, spec_of
 
 
@@ -50,12 +50,9 @@ def diff(parser: argparse.ArgumentParser) -> None:
 def _plan(path: str) -> PruningPlan:
     if Path(path).suffix != ".json":
         return read_saved(path).plan
-    try:
-        return PruningPlan.from_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArgumentError(f"there is no file {path}") from error
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not text: {error}") from error
+    if not Path(path).is_file():
+        raise ArgumentError(f"there is no file {path}")
+    return read_plan(Path(path))
 
 
 def export(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, closest
-from ..specs import Spec, find_object
+from ..specs import Spec, call_own, find_object
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -38,7 +38,7 @@ def make_inputs(texts: Sequence[str], spec: Spec, model: Any) -> Any:
         return spec.inputs(model)
     if len(texts) == 1 and not _SHAPE.fullmatch(texts[0]) and re.fullmatch(r"[\w.]+:[\w.]+", texts[0]):
         module, _, name = texts[0].partition(":")
-        return find_object(module, name, texts[0])()
+        return call_own(find_object(module, name, texts[0]), texts[0])
     made = [_one(text) for text in texts]
     names = [name for name, _ in made]
     if all(names):
@@ -58,6 +58,12 @@ def _one(text: str) -> tuple[str, Tensor]:
     if word not in DTYPES:
         raise ArgumentError(f"--input {text!r}: there is no dtype {word!r}; {closest(word, DTYPES)}")
     shape, dtype = [int(size) for size in found["shape"].split("x")], DTYPES[word]
-    if dtype.is_floating_point or dtype.is_complex:
-        return found["name"] or "", torch.randn(shape, dtype=dtype)
-    return found["name"] or "", torch.randint(0, int(found["below"] or 2), shape).to(dtype)
+    below = int(found["below"] or 2)
+    if not below:
+        raise ArgumentError(f"--input {text!r}: there is no whole number from 0 that is below 0")
+    real = dtype.is_floating_point or dtype.is_complex
+    try:
+        made = torch.randn(shape, dtype=dtype) if real else torch.randint(0, below, shape).to(dtype)
+    except RuntimeError as error:  # too large
+        raise ArgumentError(f"--input {text!r} cannot be made: {error}") from error
+    return found["name"] or "", made

@@ -19,24 +19,27 @@ from ..plan import PruningPlan
 from ..planning import ALLOCATIONS, SCOPES
 from ..prepare import calls_of
 from ..rewriting import RIGID
+from ..running import double
 from ..shrink import shrink as shrink_model
 from ..stock import NORMS
 from ..storage import check_target, load, save
-from ..verify import Verification, agreement, double, find_device
+from ..verify import Verification, agreement, find_device
 from ..version import __version__
 from .common import (
     Loaded,
     add_json,
     add_making,
     add_model,
-    assignment,
     fraction,
+    layer_ratio,
     load_model,
     make_model,
     number_or_word,
     read_saved,
     say,
+    share,
     spec_of,
+    target,
 )
 
 # The settings of `structprune.prune` that the command line passes on as they are.
@@ -66,8 +69,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """The arguments that say how much to remove, and what; none has a default here, so that `prune` has its own."""
     add = parser.add_argument_group("how much, and what").add_argument
     add("--ratio", type=fraction, help="the fraction of channels to remove (0.5, unless there is a target)")
-    add("--target", type=assignment, action="append", metavar="COST=FRACTION",
-        help="the fraction of a cost to keep, macs=0.5 or params=0.3; one or several")  # fmt: skip
+    add("--target", type=target, action="append", metavar="COST=NUMBER",
+        help="what to keep of macs, params, memory (bytes) or latency (microseconds): macs=0.5 is a fraction of the "
+             "original, params=4000000 a number; one or several")  # fmt: skip
     add(
         "--scope",
         choices=SCOPES,
@@ -77,10 +81,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--allocation", choices=ALLOCATIONS, help="how a target is met: by what scores least, or what loses least")
     add("--exclude", action="append", metavar="PATTERN", help="layers whose filters all stay: 'layer4.*'")
     add("--include", action="append", metavar="PATTERN", help="the only layers whose filters may go")
-    add("--ratios", type=assignment, action="append", metavar="PATTERN=RATIO",
+    add("--ratios", type=layer_ratio, action="append", metavar="PATTERN=RATIO",
         help="another ratio for some layers: 'layer1.*=0.2'")  # fmt: skip
-    add("--min-ratio", type=fraction, help="remove at least this fraction of every group")
-    add("--max-ratio", type=fraction, help="never remove more than this fraction of a group")
+    add("--min-ratio", type=share, help="remove at least this fraction of every group")
+    add("--max-ratio", type=share, help="never remove more than this fraction of a group")
     add("--round-to", type=number_or_word, metavar="N", help="leave widths that are multiples of N, or 'auto'")
     add("--norm", choices=NORMS, help="norms go on counting the original channels (exact, the default), or stay stock")
     add("--rigid", choices=RIGID, help="keep channels whose number is written in the code (the default), or rewrite it")
@@ -106,6 +110,8 @@ def _check_output(arguments: argparse.Namespace) -> None:
         check_target(Path(arguments.out), arguments.overwrite)
     if arguments.html and Path(arguments.html).is_dir():
         raise ArgumentError(f"--html {arguments.html} is a folder; name a file")
+    if arguments.html:
+        Path(arguments.html).parent.mkdir(parents=True, exist_ok=True)
 
 
 def finish(arguments: argparse.Namespace, loaded: Loaded, result: Result) -> None:

@@ -14,7 +14,7 @@ from ..job import Job, Row
 from ..specs import expand
 from ..tables import cells, summary, write_tables
 from ..zoo import Limits, finished, plan_jobs, run_here, run_on_ray
-from .common import add_json, natural, positive, say
+from .common import add_json, natural, positive, say, seed
 from .pruning import add_settings, settings_of
 
 
@@ -28,7 +28,7 @@ def zoo(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=natural, default=1, help="models at once (default 1)")
     group.add_argument("--timeout", type=positive, default=600.0, metavar="SECONDS", help="for a model (default 600)")
     group.add_argument("--memory", type=positive, metavar="GB", help="for a model (default: no limit)")
-    group.add_argument("--seed", type=int, default=0, help="for random weights and inputs (default 0)")
+    group.add_argument("--seed", type=seed, default=0, help="for random weights and inputs (default 0)")
     group.add_argument("--retry", action="store_true", help="try the failed ones again")
     group.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one here")
     add_json(group)  # type: ignore[arg-type]

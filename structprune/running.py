@@ -1,0 +1,141 @@
+"""Running two models so that what they return can be compared: in float64, seeded, without dropout."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .copying import deep_copy
+from .ops import operation
+from .program import Call, map_tensors, named_tensors, tensors_in
+
+_WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+class _Comparable(TorchFunctionMode):
+    """Dropout draws one number per channel, so the two models would draw different ones: it is switched off.
+
+    In float64, conversions to float32 inside a model (Hugging Face norms have them) are left out: their rounding
+    would hide what is looked for.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.exact = dtype == torch.float64
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = operation(function).name
+        if "dropout" in name and args and isinstance(args[0], Tensor):
+            return args[0]
+        position = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}.get(name)
+        if position is not None:  # they draw inside
+            args = (*args[:position], 0.0, *args[position + 1 :]) if len(args) > position else args
+            kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            args = tuple(0.0 if type(a) is float else a for a in args)
+        if self.exact:
+            if name == "float" and args and isinstance(args[0], Tensor):
+                return args[0].double()
+            args = tuple(_WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+            kwargs = {k: _WIDER.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+        return function(*args, **kwargs)
+
+
+@torch.no_grad()
+def double(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy in float64 and complex128."""
+    copied = deep_copy(model).to(device=device).double()
+    for tensor in named_tensors(copied).values():
+        wide = _WIDER.get(tensor.dtype)
+        if wide is not None:  # complex parameters, and plain attributes, which Module.double leaves alone
+            tensor.data = tensor.data.to(device, wide)
+    return copied
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """TF32 would hide what is looked for."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers for every run, from PyTorch, NumPy and Python (masking and layer drop use them)."""
+    states = random.getstate(), np.random.get_state()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:
+    """Random numbers with the mean and spread of each example; integers and masks as they are."""
+
+    def renew(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        if tensor.is_complex() and dtype == torch.float64:
+            return tensor.to(torch.complex128)
+        if not tensor.is_floating_point():
+            return tensor
+        values = tensor.double()
+        spread = values.std(correction=0).clamp(min=0.1) if values.numel() > 1 else 1.0
+        return (torch.randn_like(values) * spread + values.mean()).to(dtype)
+
+    return Call(map_tensors(renew, call.args), map_tensors(renew, dict(call.kwargs)))
+
+
+def variants(call: Call) -> Iterator[tuple[Call, str, int | None]]:
+    """As it is, one larger in the batch, and in train mode with a batch of at least two."""
+    first = next(tensors_in((call.args, dict(call.kwargs))), None)
+    size = first.shape[0] if first is not None and first.ndim else None
+
+    def enlarge(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[:1].flip(-1)]) if tensor.ndim > 1 and tensor.shape[0] == size else tensor
+
+    larger = Call(map_tensors(enlarge, call.args), map_tensors(enlarge, dict(call.kwargs)))
+    yield call, "eval", size
+    if size is not None:
+        yield larger, "eval", size + 1
+    yield larger, "train", size
+
+
+def run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
+    model.train(mode == "train")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
+    with _seeded(), _Comparable(dtype):
+        outputs = list(tensors_in(model(*call.args, **call.kwargs)))
+    return [(torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double() for t in outputs]
+
+
+def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+    if [t.shape for t in found] != [t.shape for t in expected]:
+        return float("inf"), float("inf")
+    absolute = relative = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if b.numel():
+            same = (a == b) | (a.isnan() & b.isnan())
+            error = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=float("inf")).max())
+            scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+            absolute = max(absolute, error)
+            relative = max(relative, error / scale if scale else (error and float("inf")))
+    return absolute, relative
