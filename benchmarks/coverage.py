@@ -28,7 +28,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Pruned:
 
     model: nn.Module
     again: Callable[[nn.Module], nn.Module] | None = None
-    kept: Mapping[str, Mapping[int, tuple[int, ...]]] | None = None  # of the values that were computed
+    computed: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)  # what is kept of these values
 
 
 def by_structprune(model: nn.Module, example: Tensor) -> Pruned:
@@ -160,9 +160,9 @@ def compared(
     model: nn.Module, pruned: Pruned, positions: dict[str, Tensor], changed: list[str], sample: Tensor, other: Tensor
 ) -> Iterator[Row]:
     """The errors of the pruned model, and how far its masked original responds to other inputs."""
-    for name in changed if pruned.kept else []:
-        shape = dict(model.named_parameters())[name].shape
-        positions[name] = torch.arange(shape.numel()).view(shape)[_grid(pruned.kept[name], shape)].flatten()
+    for name in set(changed) & set(pruned.computed):
+        shape = model.get_parameter(name).shape
+        positions[name] = torch.arange(shape.numel()).view(shape)[_grid(pruned.computed[name], shape)].flatten()
     unread = [name for name in changed if name not in positions]
     if unread:
         yield {"changed": unread[:5]}
