@@ -35,10 +35,11 @@ import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .analysis_speed import OutOfTimeError, heads, limit
+from .analysis_speed import OutOfTimeError, limit
 from .compat import double_inputs, error, run, to_double, without_dropout
 from .harness import Row, calibrate, commit, isolated, load_rows, portable, save_rows, stopwatch, table, write_markdown
 from .provenance import OverKept, left, marked, masked_original, share_statistics
+from .rivals import magnitude_pruner, set_sizes
 
 NAME = "coverage"
 RATIO = 0.5
@@ -76,29 +77,11 @@ def by_structprune(model: nn.Module, example: Tensor) -> Pruned:
 
 
 def by_torch_pruning(model: nn.Module, example: Tensor) -> Pruned:
-    """In place; the sizes that attentions and vision transformers hold as attributes are set afterwards."""
-    tp = importlib.import_module("torch_pruning")
-    attentions = [
-        m for m in model.modules() if isinstance(getattr(m, "qkv", None), nn.Linear) and hasattr(m, "num_heads")
-    ]
-    pruner = tp.pruner.MagnitudePruner(
-        model, example, importance=tp.importance.GroupMagnitudeImportance(p=1), pruning_ratio=RATIO,
-        ignored_layers=heads(model), num_heads={m.qkv: m.num_heads for m in attentions},
-    )  # fmt: skip
+    """In place, at once."""
+    pruner = magnitude_pruner(model, example, pruning_ratio=RATIO)
     pruner.step()
-    for attention in attentions:
-        attention.num_heads = pruner.num_heads[attention.qkv]
-        width = attention.qkv.out_features // 3
-        _set_if_there(attention, head_dim=width // attention.num_heads, attn_dim=width)
-    if hasattr(model, "conv_proj"):
-        _set_if_there(model, hidden_dim=model.conv_proj.out_channels)
+    set_sizes(model, pruner)
     return Pruned(model)
-
-
-def _set_if_there(module: nn.Module, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if hasattr(module, name):
-            setattr(module, name, size)
 
 
 def by_torch_ao(model: nn.Module, example: Tensor) -> Pruned:
