@@ -28,17 +28,18 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .analysis_speed import OutOfTimeError, heads, limit
+from .analysis_speed import OutOfTimeError, limit
 from .compat import double_inputs, error, run, to_double, without_dropout
 from .harness import Row, calibrate, commit, isolated, load_rows, portable, save_rows, stopwatch, table, write_markdown
 from .provenance import OverKept, left, marked, masked_original, share_statistics
+from .rivals import magnitude_pruner, set_sizes
 
 NAME = "coverage"
 RATIO = 0.5
@@ -62,7 +63,7 @@ class Pruned:
 
     model: nn.Module
     again: Callable[[nn.Module], nn.Module] | None = None
-    kept: Mapping[str, Mapping[int, tuple[int, ...]]] | None = None  # of the values that were computed
+    computed: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)  # what is kept of these values
 
 
 def by_structprune(model: nn.Module, example: Tensor) -> Pruned:
@@ -76,29 +77,11 @@ def by_structprune(model: nn.Module, example: Tensor) -> Pruned:
 
 
 def by_torch_pruning(model: nn.Module, example: Tensor) -> Pruned:
-    """In place; the sizes that attentions and vision transformers hold as attributes are set afterwards."""
-    tp = importlib.import_module("torch_pruning")
-    attentions = [
-        m for m in model.modules() if isinstance(getattr(m, "qkv", None), nn.Linear) and hasattr(m, "num_heads")
-    ]
-    pruner = tp.pruner.MagnitudePruner(
-        model, example, importance=tp.importance.GroupMagnitudeImportance(p=1), pruning_ratio=RATIO,
-        ignored_layers=heads(model), num_heads={m.qkv: m.num_heads for m in attentions},
-    )  # fmt: skip
+    """In place, at once."""
+    pruner = magnitude_pruner(model, example, pruning_ratio=RATIO)
     pruner.step()
-    for attention in attentions:
-        attention.num_heads = pruner.num_heads[attention.qkv]
-        width = attention.qkv.out_features // 3
-        _set_if_there(attention, head_dim=width // attention.num_heads, attn_dim=width)
-    if hasattr(model, "conv_proj"):
-        _set_if_there(model, hidden_dim=model.conv_proj.out_channels)
+    set_sizes(model, pruner)
     return Pruned(model)
-
-
-def _set_if_there(module: nn.Module, **sizes: int) -> None:
-    for name, size in sizes.items():
-        if hasattr(module, name):
-            setattr(module, name, size)
 
 
 def by_torch_ao(model: nn.Module, example: Tensor) -> Pruned:
@@ -160,9 +143,9 @@ def compared(
     model: nn.Module, pruned: Pruned, positions: dict[str, Tensor], changed: list[str], sample: Tensor, other: Tensor
 ) -> Iterator[Row]:
     """The errors of the pruned model, and how far its masked original responds to other inputs."""
-    for name in changed if pruned.kept else []:
-        shape = dict(model.named_parameters())[name].shape
-        positions[name] = torch.arange(shape.numel()).view(shape)[_grid(pruned.kept[name], shape)].flatten()
+    for name in set(changed) & set(pruned.computed):
+        shape = model.get_parameter(name).shape
+        positions[name] = torch.arange(shape.numel()).view(shape)[_grid(pruned.computed[name], shape)].flatten()
     unread = [name for name in changed if name not in positions]
     if unread:
         yield {"changed": unread[:5]}

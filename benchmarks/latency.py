@@ -29,8 +29,9 @@ from torch.utils.benchmark import Timer
 import structprune as sp
 from structprune import cost
 
-from .analysis_speed import heads, limit
+from .analysis_speed import limit
 from .harness import Row, commit, load_rows, randomise, save_rows, table, write_markdown
+from .rivals import magnitude_pruner, set_sizes
 
 NAME = "latency"
 MACS = 0.5
@@ -66,14 +67,11 @@ def macs(model: nn.Module, images: Tensor) -> int:
 
 def torch_pruning(model: nn.Module, images: Tensor) -> nn.Module:
     """Cut in steps, until half of the MACs are left."""
-    tp = importlib.import_module("torch_pruning")
     small, limit = copy.deepcopy(model), MACS * macs(model, images)
-    pruner = tp.pruner.MagnitudePruner(
-        small, images, importance=tp.importance.GroupMagnitudeImportance(p=1), iterative_steps=STEPS,
-        pruning_ratio=1.0, ignored_layers=heads(small),
-    )  # fmt: skip
+    pruner = magnitude_pruner(small, images, iterative_steps=STEPS, pruning_ratio=1.0)
     for _ in range(STEPS):
         pruner.step()
+        set_sizes(small, pruner)
         if macs(small, images) <= limit:
             return small
     raise RuntimeError(f"more than {MACS:.0%} of the MACs are left after all steps")
@@ -150,6 +148,7 @@ def measure(name: str, device: str, options: argparse.Namespace) -> Iterator[Row
     pixels = options.pixels or (224 if device == "cuda" else 128)
     models, facts = made(name, device, pixels, options.timeout)
     for dtype, compiled in ways(device, options.compiled):
+        torch._dynamo.reset()
         ready = {side: _prepared(model, dtype, compiled) for side, model in models.items()}
         for batch in (1, options.batch or (64 if device == "cuda" else 8)):
             images = torch.randn(batch, 3, pixels, pixels, device=device, dtype=dtype)
@@ -162,7 +161,9 @@ def measure(name: str, device: str, options: argparse.Namespace) -> Iterator[Row
                 "pixels": pixels,
                 "commit": commit(),
             }
-            yield row | {"sides": results(times(ready, images, options.rounds, options.seconds), facts)}
+            runs, failed = _running(ready, images)
+            found = results(times(runs, images, options.rounds, options.seconds), facts)
+            yield row | {"sides": {side: fact | failed.get(side, {}) for side, fact in found.items()}}
 
 
 def _prepared(model: nn.Module, dtype: torch.dtype, compiled: bool) -> nn.Module:
@@ -170,8 +171,20 @@ def _prepared(model: nn.Module, dtype: torch.dtype, compiled: bool) -> nn.Module
     model.to(dtype)
     if not compiled:
         return model
-    torch._dynamo.reset()
-    return torch.compile(model)  # type: ignore[return-value]
+    torch._dynamo.config.recompile_limit = 64  # the sides share their code, and each is compiled for itself
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
+def _running(models: Mapping[str, nn.Module], images: Tensor) -> tuple[dict[str, nn.Module], dict[str, Row]]:
+    """The models that run on these images, and the errors of the others."""
+    failed: dict[str, Row] = {}
+    for side, model in models.items():
+        try:
+            with torch.inference_mode():
+                model(images)
+        except Exception as error:  # whatever a side raises is a result
+            failed[side] = {"error": f"{type(error).__name__}: {error}"[:200]}
+    return {side: model for side, model in models.items() if side not in failed}, failed
 
 
 def results(measured: Mapping[str, list[float]], facts: Mapping[str, Row]) -> dict[str, Row]:

@@ -71,7 +71,7 @@ def _mark(tensor: Tensor, random: torch.Generator) -> Cipher:
     values = tensor.detach().double()
     mean, half = float(values.mean()), 3**0.5 * float(values.std())
     bits = 20 if tensor.numel() < 2**20 else BITS[tensor.dtype]
-    factor = 2 * int(torch.randint(2**17, 2**18, (), generator=random)) + 1
+    factor = 2 * int(torch.randint(2 ** (bits - 2), 2 ** (bits - 1), (), generator=random)) + 1
     cipher = Cipher(mean - half, mean + half, bits, factor)
     with torch.no_grad():
         tensor.copy_(cipher.numbers(torch.arange(tensor.numel())).view(tensor.shape))

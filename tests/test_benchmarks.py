@@ -1,0 +1,127 @@
+"""The benchmarks' own oracle can tell right from wrong; the measurements themselves are not tests."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import structprune as sp
+from benchmarks import __main__ as command
+from benchmarks.coverage import Pruned, compared, outcome
+from benchmarks.provenance import Cipher, left, marked, masked_original
+
+
+class Net(nn.Module):
+    """Convolutions, a batch norm, a layer norm, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3)
+        self.layer, self.out = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.norm(self.a(x)).relu())
+        return self.out(self.layer(x.mean((2, 3))))
+
+
+def images(seed: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def judged(model: nn.Module, small: nn.Module, ciphers: dict[str, Cipher]) -> tuple[str, dict[str, Any]]:
+    """What the benchmark of coverage says of a pruned model."""
+    row: dict[str, Any] = {"left": 0.5}
+    for part in compared(model, Pruned(small), *left(model, small, ciphers), images(1), images(2)):
+        row |= part
+    return outcome(row), row
+
+
+@pytest.mark.parametrize("bits", [20, 23, 40])
+def test_every_position_has_a_number_of_its_own(bits: int) -> None:
+    cipher = Cipher(-0.3, 0.7, bits, int(0.618 * 2**bits) | 1)
+    positions = torch.arange(0, 2**20, 7)
+    numbers = cipher.numbers(positions)
+    assert torch.equal(cipher.positions(numbers), positions)
+    stored = numbers if bits == 40 else numbers.float()
+    assert torch.equal(cipher.positions(stored), positions)
+    assert float(numbers.mean()) == pytest.approx(0.2, abs=0.01)
+    assert float(torch.corrcoef(torch.stack([numbers[1:], numbers[:-1]]))[0, 1]) == pytest.approx(0, abs=0.05)
+
+
+def test_what_is_left_is_read_off_the_weights() -> None:
+    model = Net()
+    ciphers = marked(model)
+    plan = sp.plan(sp.analyze(model, images(0)), ratio=0.5)
+    positions, changed = left(model, sp.apply(plan, model), ciphers)
+    assert not changed
+    masked = masked_original(model, positions)
+    expected = sp.mask(plan, model)
+    for name, parameter in masked.named_parameters():
+        path, _, local = name.rpartition(".")
+        assert torch.equal(parameter, getattr(expected.get_submodule(path), local)), name
+
+
+def test_exact_pruning_is_found_equal() -> None:
+    model = Net()
+    ciphers = marked(model)
+    said, row = judged(model, sp.prune(model, images(0), ratio=0.5).model, ciphers)
+    assert said == "equal"
+    assert max(row["eval_error"], row["train_error"]) < 1e-13
+    assert row["response"] > 1e-3
+
+
+def test_stock_norms_are_told_from_mistakes() -> None:
+    model = Net()
+    ciphers = marked(model)
+    assert judged(model, sp.prune(model, images(0), ratio=0.5, norm="stock").model, ciphers)[0] == "equal but for norms"
+
+
+def test_a_wrong_channel_is_found() -> None:
+    model = Net()
+    ciphers = marked(model)
+    small = sp.prune(model, images(0), ratio=0.5).model
+    small.b.weight.data = small.b.weight.data.roll(1, 1)  # type: ignore[union-attr]
+    assert judged(model, small, ciphers)[0] == "differs"
+
+
+def test_a_model_that_does_not_run_is_found() -> None:
+    model = Net()
+    ciphers = marked(model)
+    small = sp.prune(model, images(0), ratio=0.5).model
+    small.out = nn.Linear(7, 5)
+    assert judged(model, small, ciphers)[0] in ("changed", "broken")
+    small = sp.prune(model, images(0), ratio=0.5).model
+    small.out.weight.data = small.out.weight.data[:, 1:]  # type: ignore[union-attr]
+    assert judged(model, small, ciphers)[0] == "broken"
+
+
+def test_zeros_count_as_removed() -> None:
+    model = Net()
+    ciphers = marked(model)
+    zeroed = copy.deepcopy(model)
+    zeroed.a.weight.data[3] = 0
+    zeroed.a.bias.data[3] = 0
+    assert judged(model, zeroed, ciphers)[0] == "equal"
+
+
+def test_other_values_are_not_judged() -> None:
+    model = Net()
+    ciphers = marked(model)
+    other = copy.deepcopy(model)
+    other.b.bias.data += 0.01
+    assert judged(model, other, ciphers)[0] == "changed"
+
+
+def test_every_question_has_a_script(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["--list"])
+    shown = capsys.readouterr().out
+    for name in command.QUESTIONS:
+        assert name in shown
+        assert callable(importlib.import_module(f"benchmarks.{name}").main)
+    with pytest.raises(SystemExit):
+        command.main(["speed of light"])
