@@ -57,6 +57,7 @@ def iterate(
     inplace: bool = False,
     verify: bool = True,
     norm: str = "exact",
+    rigid: str = "keep",
     **settings: Any,
 ) -> Iterator[Step]:
     """Prunes in several steps, with training between them.
@@ -81,6 +82,7 @@ def iterate(
             interruption (with the unpruned `model` and a new optimizer): the step that was being trained then
             starts again. A finished run yields its last step once more, with `trained=True`.
         verify: compare every cut with the masked model of that step.
+        norm, rigid: as for `analyze`.
         settings: for `plan`: `importance`, `scope`, `exclude`, `round_to` ...
 
     Raises what `prune` raises, UnsupportedModelError for an optimizer whose state cannot be cut, and
@@ -93,9 +95,10 @@ def iterate(
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
     averages = _several(ema, nn.Module, "ema")
     model = unwrap(model)
-    graph = analyze(model, example_inputs, norm=norm)
+    analysis = {"norm": norm, "rigid": rigid}
+    graph = analyze(model, example_inputs, **analysis)
     goals = _goals(graph, target, ratio, schedule, steps)
-    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings)
+    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, analysis, settings)
     return run.go(goals, graph, None if folder is None else Path(folder), inplace)
 
 
@@ -134,7 +137,7 @@ class _Run:
     optimizers: list[torch.optim.Optimizer]
     averages: list[nn.Module]
     verify: bool
-    norm: str
+    analysis: dict[str, str]
     settings: dict[str, Any]
 
     def go(self, goals: Goals, graph: ChannelGraph, folder: Path | None, inplace: bool) -> Iterator[Step]:
@@ -150,7 +153,7 @@ class _Run:
         for number, goal in enumerate(goals[done:], done + 1):
             if number > 1:
                 widths = {group.name: len(group) + group.gone for group in graph.groups}
-                graph = analyze(small, self.examples, norm=self.norm)
+                graph = analyze(small, self.examples, **self.analysis)
                 graph.widths = widths
             made = plan(graph, **{**self.settings, **goal})
             check = self._check(small, made)
