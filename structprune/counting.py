@@ -190,10 +190,12 @@ class _Count(Rewriter, ast.NodeTransformer):
                 return expression.left
             same = ast.dump(expression.left) == ast.dump(expression.right)
             return expression.left if isinstance(expression.op, ast.Mult) and same else None
-        called = expression.func if isinstance(expression, ast.Call) else None
-        if isinstance(expression, ast.Call) and isinstance(called, ast.Attribute) and called.attr in ("square", "pow"):
-            base, *rest = expression.args if self._of_torch(called) else [called.value, *expression.args]
-            return base if called.attr == "square" or (rest and _is_two(rest[0])) else None
+        if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Attribute):
+            return None
+        function = expression.func
+        if function.attr in ("square", "pow"):
+            base, *rest = expression.args if self._of_torch(function) else [function.value, *expression.args]
+            return base if function.attr == "square" or (rest and _is_two(rest[0])) else None
         return None
 
 

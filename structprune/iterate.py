@@ -59,6 +59,7 @@ def iterate(
     inplace: bool = False,
     verify: bool = True,
     norm: str = "exact",
+    rigid: str = "keep",
     **settings: Any,
 ) -> Iterator[Step]:
     """Prunes in several steps, with training between them.
@@ -84,6 +85,7 @@ def iterate(
             interruption (with the unpruned `model` and a new optimizer): the step that was being trained then
             starts again. A finished run yields its last step once more, with `trained=True`.
         verify: compare every cut with the masked model of that step.
+        norm, rigid: as for `analyze`.
         settings: for `plan`: `importance`, `scope`, `exclude`, `round_to` ...
 
     Raises what `prune` raises, UnsupportedModelError for an optimizer whose state cannot be cut, and
@@ -97,10 +99,11 @@ def iterate(
     averages = _several(ema, nn.Module, "ema")
     model = unwrap(model)
     _check_held(optimizers, model)
-    graph = analyze(model, example_inputs, norm=norm)
+    analysis = {"norm": norm, "rigid": rigid}
+    graph = analyze(model, example_inputs, **analysis)
     goals = _goals(graph, target, ratio, schedule, steps)
     latency = None if target is None else split_target(graph, target)[1]
-    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, norm, settings, latency)
+    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, analysis, settings, latency)
     return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
 
 
@@ -163,7 +166,7 @@ class _Run:
     optimizers: list[torch.optim.Optimizer]
     averages: list[nn.Module]
     verify: bool
-    norm: str
+    analysis: dict[str, str]
     settings: dict[str, Any]
     latency: Latency | None
 
@@ -180,7 +183,7 @@ class _Run:
         for number, goal in enumerate(goals[done:], done + 1):
             if number > 1:
                 widths = {group.name: len(group) + group.gone for group in graph.groups}
-                graph = analyze(small, self.examples, norm=self.norm)
+                graph = analyze(small, self.examples, **self.analysis)
                 graph.widths = widths
             made = plan(graph, **self.settings, **self._asked(goal, graph))
             check = self._check(small, made)

@@ -79,7 +79,7 @@ def verify(
     Raises PlanError if the plan was made for another model, ExampleInputsError if the model does not run on the
     examples, UnsupportedModelError, ArgumentError for a device that is not there, and VerificationError if the two
     cannot be compared: the model does not run in float64, the masked model is not deterministic, or its outputs are
-    constant.
+    constant or not finite.
 
     >>> check = structprune.verify(model, plan, images, device="cpu")
     >>> check.ok, check.max_rel_error
@@ -236,9 +236,16 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
     expected, again = run(masked, call, "eval"), run(masked, call, "eval")
     if errors(again, expected)[1] > 1e-9:
         raise VerificationError("cannot verify: the masked model differs from itself when it runs twice in eval mode")
-    if all(float(t.max() - t.min()) == 0 for t in expected if t.numel() > 1 and t.isfinite().all()) and any(
-        float(t.max() - t.min()) != 0 for t in run(original, call, "eval") if t.numel() > 1
-    ):
+    finite = [t for t in expected if t.numel() > 1 and t.isfinite().all()]
+    if any(float(t.max() - t.min()) != 0 for t in finite):
+        return
+    before = [t for t in run(original, call, "eval") if t.numel() > 1]
+    if not finite and any(bool(t.isfinite().all()) for t in before):
+        raise VerificationError(
+            "cannot verify: no output of the masked model is finite; something divides by what became zero, or takes "
+            "its logarithm: exclude the layers that it reads"
+        )
+    if any(float(t.max() - t.min()) != 0 for t in before):
         raise VerificationError(
             "cannot verify: every output of the masked model is constant, so that any two models would look equal; "
             "prune less, or give inputs and weights that reach the outputs"

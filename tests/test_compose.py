@@ -329,3 +329,18 @@ def test_what_cannot_be_inflated() -> None:
         sp.inflate(result.plan, result.model, lambda: 3)  # type: ignore[arg-type, return-value]
     with pytest.raises(sp.ArgumentTypeError, match=r"small must be"):
         sp.inflate(result.plan, {}, net())  # type: ignore[arg-type]
+
+
+def test_a_group_norm_that_lost_channels_keeps_its_groups() -> None:
+    """It counts the channels that each group had: with groups fewer than channels in each it loses no whole groups."""
+    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    layers = nn.Conv2d(3, 24, 3), nn.GroupNorm(4, 24), nn.ReLU(), nn.Conv2d(24, 5, 3)
+    model = small = randomise(nn.Sequential(*layers).double())
+    plans = []
+    for ratio in (0.4, 0.25, 0.4):  # 6, 4, 3 and 2 channels in each of 4 groups
+        plans.append(sp.plan(sp.analyze(small, images), ratio=ratio))
+        small = sp.apply(plans[-1], small)
+    whole = plans[0].then(plans[1]).then(plans[2])
+    assert sp.apply(whole, model)[0].out_channels == 8
+    for made in (small, sp.apply(whole, model)):
+        assert_same_outputs(made, masked_original(model, whole), images, "three steps")

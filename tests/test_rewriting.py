@@ -218,6 +218,18 @@ def test_inplace() -> None:
     assert torch.equal(model(IMAGES), small(IMAGES))
 
 
+def test_step_by_step(tmp_path: Path) -> None:
+    """The subclass of the first step goes on through the others, and through an interruption."""
+    model = model_of(Heads)
+    settings: dict[str, Any] = {"ratio": 0.5, "steps": 2, "rigid": "rewrite", "folder": tmp_path}
+    next(iter(sp.iterate(model, ROWS, **settings)))
+    for step in sp.iterate(model, ROWS, **settings):
+        assert (step.model[0].q.out_features, step.number) in ((24, 1), (16, 2))
+    assert step.number == 2
+    for small in (step.model, sp.apply(step.plan, model)):
+        torch.testing.assert_close(small(ROWS), masked_original(model, step.plan)(ROWS), rtol=1e-12, atol=1e-12)
+
+
 class OneNumber(nn.Module):
     """The same number in the code twice, for different things, of which one cannot follow."""
 

@@ -84,6 +84,13 @@ def test_constants_of_nobody_keep_nothing(table: Callable[[], Tensor]) -> None:
     assert_exact(between(lambda m, h: h.relu() * table()), ROWS)
 
 
+@pytest.mark.parametrize("inverse", [lambda m, h: 1 / h, lambda m, h: h.square().log(), lambda m, h: h * h.rsqrt()])
+def test_zeros_that_something_divides_by_are_refused(inverse: Callable[[Any, Tensor], Tensor]) -> None:
+    model = between(lambda m, h: inverse(m, h.abs()))
+    with pytest.raises(sp.VerificationError, match="no output of the masked model is finite; something divides by"):
+        sp.prune(model, ROWS)
+
+
 # -- modes ----------------------------------------------------------------------------------------------------
 
 

@@ -139,20 +139,21 @@ def group_norm(
     weight: Labels | None = None,
     bias: Labels | None = None,
     *args: Any,
+    channels: int | None = None,
     **kwargs: Any,
 ) -> Labels:
-    """A [groups, channels] grid: whole groups leave, or the same number of channels from each."""
+    """A [groups, channels] grid: whole groups leave, or the same number of channels from each, as they did before."""
     zero = site.zero(input)
     held = site.held(input, (d for d in range(input.ndim) if d != 1), "statistics of group_norm run over it")
     vectors = [v for v in (weight, bias) if v is not None]
-    channels = held.along(1)
+    along = held.along(1)
     for vector in vectors:
         site.join(held, 1, vector, 0)
-    if channels is None:
+    if along is None:
         return Labels(site.shape, held.coordinates)
     count = int(num_groups)
-    grid = channels.reshape(count, -1)
-    if count > 1 and count >= grid.shape[1] and isinstance(num_groups, Size):
+    grid = along.reshape(count, -1)
+    if count > 1 and count >= grid.shape[1] and isinstance(num_groups, Size) and channels in (None, grid.size):
         site.couple(grid, grid[:, :1])
         units = grid[:, 0]
         site.followed.add(id(num_groups))
