@@ -250,6 +250,6 @@ def explain(model: nn.Module, example_inputs: Any, name: str) -> str:
 
     The same as `analyze(model, example_inputs).explain(name)`; raises what these raise.
 
-    >>> print(structprune.explain(model, images, "conv1.bias"))
+    >>> print(structprune.explain(model, images, "conv1"))
     """
     return analyze(model, example_inputs).explain(name)
