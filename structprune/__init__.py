@@ -1,7 +1,7 @@
 """structprune: PyTorch models made genuinely smaller, exactly."""
 
 from . import callbacks, importance, regularize
-from .api import Result, analyze, apply, explain, mask, prune, verify
+from .api import Result, analyze, apply, explain, mask, prune
 from .errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -29,7 +29,7 @@ from .shrink import plan_from_masks, shrink
 from .sparsity import Sparsity, sparsity
 from .storage import load, save
 from .swaps import register_swap
-from .verify import Verification
+from .verify import Verification, verify
 from .version import __version__
 
 __all__ = [

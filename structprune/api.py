@@ -1,4 +1,4 @@
-"""The verbs: prune, analyze, plan, apply, mask, verify, explain."""
+"""The verbs: prune, analyze, apply, mask, explain."""
 
 from __future__ import annotations
 
@@ -69,7 +69,13 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
             reads the number from an attribute; it works for any batch and image size, and in both modes.
 
     Raises ArgumentError for another `norm` or `rigid`, UnsupportedModelError (scripted, quantised, lazy, sharded ...
-    models, with what to pass instead) and ExampleInputsError if the model does not run on the examples.
+    models, with what to pass instead), ArgumentTypeError for what is no module or no inputs, and ExampleInputsError
+    if the model does not run on the examples.
+
+    >>> graph = structprune.analyze(model, torch.randn(1, 3, 224, 224))
+    >>> for group in graph.groups:
+    ...     print(group.name, group.kind, len(group))
+    >>> print(graph.explain("layer1.0.conv1"))
     """
     stock, rewrite = check_norm(norm), check_rigid(rigid)
     model = unwrap(model)
@@ -214,21 +220,38 @@ def removed_units(graph: ChannelGraph, made: PruningPlan) -> Any:
 
 
 def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """The smaller model: a copy, or `model` itself with `inplace=True`. No tracing; any unpruned model of the
-    same names and shapes will do. Raises PlanError otherwise."""
+    """The smaller model: a copy, or `model` itself with `inplace=True`.
+
+    Nothing is traced, and nothing verified; any unpruned model of the same names and shapes will do, on the meta
+    device too. Dtype, device, `requires_grad`, gradients, ties and hooks stay as they were.
+
+    Raises PlanError, before anything is cut, if the plan was made for another model or was applied already;
+    ArgumentTypeError; UnsupportedModelError if the model cannot be copied.
+
+    >>> plan = structprune.prune(model, images, ratio=0.5).plan
+    >>> small = structprune.apply(plan, model)
+    """
     return apply_plan(plan, unwrap(model), inplace=inplace)
 
 
 def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """The masked original: a copy of `model` with `torch.nn.utils.prune` masks on everything the plan removes."""
+    """The masked original: a copy of `model` with `torch.nn.utils.prune` masks on everything the plan removes.
+
+    It has the shapes of `model` and computes what `apply(plan, model)` computes; the masks hold the zeros while it is
+    trained. Raises what `apply` raises.
+
+    >>> masked = structprune.mask(plan, model)
+    >>> masked.conv1.weight_mask.shape == model.conv1.weight.shape
+    True
+    """
     return mask_model(plan, unwrap(model))
 
 
-def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any, **options: Any) -> Verification:
-    """Compares `apply(plan, model)` with the masked original; see `structprune.verify.verify`."""
-    return verify_plan(unwrap(model), plan, example_inputs, **options)
-
-
 def explain(model: nn.Module, example_inputs: Any, name: str) -> str:
-    """`analyze(model, example_inputs).explain(name)`"""
+    """What a layer or parameter is coupled to, operation by operation, or why it cannot shrink.
+
+    The same as `analyze(model, example_inputs).explain(name)`; raises what these raise.
+
+    >>> print(structprune.explain(model, images, "conv1"))
+    """
     return analyze(model, example_inputs).explain(name)

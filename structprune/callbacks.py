@@ -76,7 +76,7 @@ def trainer_callback(example_inputs: Any, *, every: int = 1, **settings: Any) ->
     """A callback of the Hugging Face Trainer that prunes the model in place, a step every so many epochs.
 
     >>> pruning = structprune.callbacks.trainer_callback(batch, ratio=0.5, steps=5)
-    >>> transformers.Trainer(model, arguments, callbacks=[pruning], ...).train()
+    >>> transformers.Trainer(model, arguments, train_dataset=data, callbacks=[pruning]).train()
 
     Args:
         settings: for `iterate`.

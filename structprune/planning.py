@@ -67,7 +67,7 @@ def plan(
 
     Ties are broken by index, the first going first. The same graph and settings give the same plan, byte for byte.
 
-    >>> plan(graph, target={"macs": 0.5, "params": 0.6}, scope="global", exclude=["kind:residual"], round_to=8)
+    >>> structprune.plan(graph, target={"macs": 0.5}, scope="global", exclude=["kind:residual"], round_to=8)
 
     Raises ArgumentError, ArgumentTypeError, UnknownNameError (a pattern or type matches nothing), NonFiniteError,
     NothingToPruneError with the reasons if every unit is fixed or excluded, and TargetError with the least that

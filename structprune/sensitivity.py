@@ -132,7 +132,11 @@ def sensitivity(
         importance, exclude, include: as for `plan`.
 
     Raises ArgumentError and ArgumentTypeError, also if `evaluate` returns anything but a finite number, and what
-    `plan` raises.
+    `plan` and `evaluate` raise.
+
+    >>> found = structprune.sensitivity(graph, lambda model: float((model(images).argmax(1) == classes).float().mean()))
+    >>> print(found)
+    >>> plan = structprune.plan(graph, ratios=found.ratios(max_drop=0.01))
     """
     check_graph(graph)
     if not callable(evaluate):

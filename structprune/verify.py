@@ -85,7 +85,7 @@ def verify(
     >>> check.ok, check.max_rel_error
     (True, 8.9e-16)
     """
-    calls = calls_of(example_inputs)
+    model, calls = unwrap(model), calls_of(example_inputs)
     small = apply(plan, model) if small is None else unwrap(small)
     for one in (model, small):
         check_model(one)

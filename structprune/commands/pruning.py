@@ -24,6 +24,7 @@ from ..shrink import shrink as shrink_model
 from ..stock import NORMS
 from ..storage import check_target, load, save
 from ..verify import Verification, agreement, find_device
+from ..verify import verify as verify_model
 from ..version import __version__
 from .common import (
     Loaded,
@@ -190,7 +191,7 @@ def verify(parser: argparse.ArgumentParser) -> None:
             check = _check_shrunk(saved.plan, small, loaded)
         else:
             full = loaded.model if arguments.weights else inflate(saved.plan, small, loaded.model)
-            check = api.verify(full, saved.plan, loaded.inputs, small=small)
+            check = verify_model(full, saved.plan, loaded.inputs, small=small)
         if arguments.json:
             found = {"ok": check.ok, "max_abs_error": check.max_abs_error, "max_rel_error": check.max_rel_error}
             print(json.dumps({"path": arguments.path, **found, "first_difference": check.first_difference}))
