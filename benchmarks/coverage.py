@@ -1,21 +1,23 @@
 """Which models can each tool prune, and does the result compute what the masked original computes?
 
-    python -m benchmarks.coverage [--set torchvision] [--only 'resnet*'] [--redo] [--timeout 15] [--largest 100]
+    python -m benchmarks.coverage [--only 'resnet*'] [--redo] [--timeout 15] [--largest 100]
 
 structprune, Torch-Pruning 1.6.1 and the structured pruner of torch.ao.pruning remove half of the channels of each
 layer or group, by the L1 norm, from classifiers of torchvision and timm with random weights and statistics, each in a
-process of its own. Torch-Pruning's `MagnitudePruner` is told the output layers, and the heads of attention with
-a fused `qkv`, and the sizes that such modules and torchvision's ViT hold as attributes (`head_dim`, `attn_dim`, `hidden_dim`) are set
-for it afterwards, as its examples do. torch.ao's `SaliencyPruner` is given the layers that begin one of its patterns (convolution or linear,
-activation, maybe pooling, the next one), found by its own matcher. No tool is asked what it removed: every weight
-carries its position, and what is gone from the pruned model is set to zero in the original. The two are then compared
-in float64 on fresh images, in eval and in train mode, dropout off, batch norms calibrated so that signals survive.
+process of its own. Torch-Pruning's `MagnitudePruner` is told the output layers and, as in its examples, the heads of
+attention with a fused `qkv`; the sizes that such modules and torchvision's ViT hold as attributes (`head_dim`,
+`attn_dim`, `hidden_dim`) are set for it afterwards. torch.ao's `SaliencyPruner` is given the layers that begin one of
+its patterns (convolution or linear, activation, maybe pooling, the next one), found by its own matcher; batch norms
+were not fused for it beforehand. No tool is asked what it removed: every weight carries its position, and what is
+gone from the pruned model is set to zero in the original (where structprune folds an RMS norm into its weight, the
+plan says what is left of that weight). The two are then compared in float64 on fresh images, in eval and in train mode,
+dropout off, batch norms calibrated so that signals survive.
 
-*equal*: within 1e-9 in both modes. *equal but for norms*: equal once the layer, RMS and group norms of the masked original
-run over the channels that are left, and its attention divides by the root of the head's dimensions that are left,
-as stock modules do in a pruned model. *differs*: neither. *broken*: the pruned
-model does not run, in one mode at least. *changed*: weights hold other values, so that what was removed cannot be read. *untouched*: no error,
-and nothing removed. *raises*, *timeout*: no pruned model. Seconds are those of pruning alone.
+*equal*: within 1e-9 in both modes. *equal but for norms*: equal once the layer, RMS and group norms of the masked
+original run over the channels that are left, and its attention divides by the root of the head's dimensions that are
+left, as stock modules do in a pruned model. *differs*: neither. *broken*: the pruned model does not run, in one mode at
+least. *changed*: weights hold other values, so that what was removed cannot be read. *untouched*: no error, and nothing
+removed. *raises*, *timeout*: no pruned model. Seconds are those of pruning alone.
 """
 
 from __future__ import annotations
@@ -322,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=15.0, help="seconds that a tool may take")
     parser.add_argument("--largest", type=float, default=100.0, help="million parameters; larger models are left out")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
     for tool in ("torch_pruning", "torchvision", "timm", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
     for case in cases():

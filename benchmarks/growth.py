@@ -232,6 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds for one run of one side")
     parser.add_argument("--limit", type=int, default=1000, help="the largest size")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
     for tool in ("torch_pruning", "torchvision", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
     for series in SERIES:
