@@ -191,8 +191,6 @@ def errors(small: nn.Module, masked: nn.Module, sample: Tensor, training: bool) 
 
 def outcome(row: Row) -> str:
     """In a word, what came of it."""
-    if "error" in row and row.get("failed_in") == "build":
-        return "not built"
     if "error" in row:
         late = "timeout" in row["error"] or OutOfTimeError.__name__ in row["error"]
         return ("timeout" if late else "raises") if row.get("failed_in") in ("prune", "start") else "not judged"
