@@ -74,6 +74,7 @@ class Space:
 
     def __post_init__(self) -> None:
         self._watched: list[Guard] = []
+        self._zeros: dict[Node, bool] = {}
         self._families: tuple[IntArray, list[IntArray]] | None = None
         self._probed: tuple[IntArray, list[View]] | None = None
         names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
@@ -111,7 +112,7 @@ class Space:
                     self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
             return None
         kwargs = map_nodes(self.values.__getitem__, node.kwargs)
-        site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock)
+        site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock, self._zeros)
         try:
             out = apply_rule(site, args, kwargs)
         except TypeError:

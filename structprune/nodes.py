@@ -7,6 +7,7 @@ twentieth of the time, and an analysis is little else than making nodes and read
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -59,6 +60,11 @@ class Graph:
         node = Node(self, op, target, args, kwargs or {})
         self.nodes.append(node)
         return node
+
+    @functools.cached_property
+    def writes(self) -> bool:
+        """Whether anything is written in place. Asked once the graph is whole."""
+        return any(node.meta.get("inplace") for node in self.nodes)
 
     def names(self) -> dict[Node, str]:
         """A name of its own for every node."""

@@ -536,3 +536,23 @@ def test_a_model_on_meta_is_analysed_on_real_inputs() -> None:
     )
     with pytest.raises(sp.UnsupportedModelError, match=r"words\.weight is on the meta device"):
         sp.plan(graph)
+
+
+class Deep(nn.Module):
+    """Two thousand operations between a filter and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        for _ in range(2000):
+            x = x.relu()
+        out: Tensor = self.head(self.norm(x))
+        return out
+
+
+def test_depth_is_no_matter() -> None:
+    graph = sp.analyze(Deep(), torch.randn(2, 6))
+    assert [len(group) for group in graph.groups] == [8]

@@ -47,6 +47,7 @@ class Site:
         checks: list[Check | Requirement],
         modules: Mapping[str, nn.Module],
         stock: bool,
+        zeros: dict[Node, bool],
     ) -> None:
         self.node = node
         self.name: str = node.meta["op"]
@@ -55,6 +56,7 @@ class Site:
         self.couplings = couplings
         self.checks = checks
         self.modules = modules
+        self.zeros = zeros  # what is known of the zeros of values so far
         self.stock = stock  # norms stay as they are, and may deviate
         self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
         self._aliases: dict[int, Labels] = {}
@@ -98,7 +100,7 @@ class Site:
     def zero(self, *values: Labels) -> bool:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
         nodes = (self.node_of(v) for v in values)
-        return any(n is not None and reads_zero(n, self.node, self.values) for n in nodes)
+        return any(n is not None and reads_zero(n, self.node, self.values, self.zeros) for n in nodes)
 
     def describe(self, value: Labels) -> str:
         """Where an argument comes from, in words."""

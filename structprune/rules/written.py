@@ -69,7 +69,7 @@ def _counts(site: Site, labels: IntArray, dim: int) -> bool:
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
         source = _distance(source).all_input_nodes[0]  # type: ignore[union-attr]
-    if not reads_zero(source, site.node, site.values):
+    if not reads_zero(source, site.node, site.values, site.zeros):
         return False
     site.norms.append(Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels))
     return True

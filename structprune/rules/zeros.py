@@ -45,23 +45,51 @@ _VIEWS = frozenset(
 )
 
 
-def reads_zero(source: Node, reader: Node, values: Values) -> bool:
-    """True if `reader`, which takes what `source` computed, finds zeros in what is removed."""
+def reads_zero(source: Node, reader: Node, values: Values, known: dict[Node, bool] | None = None) -> bool:
+    """True if `reader`, which takes what `source` computed, finds zeros in what is removed.
+
+    `known` keeps what was found out for later questions about the same values.
+    """
     memo: dict[Node, bool] = {}
+    known = {} if known is None else known
 
     def zero(node: Node) -> bool:
-        return is_zero(node, values, memo)
+        return is_zero(node, values, memo, known)
 
     return zero(source) and not overwritten(source, reader, values, zero)
 
 
-def is_zero(node: Node, values: Values, memo: dict[Node, bool] | None = None) -> bool:
-    """True if every removed element of what `node` computes is zero in the masked original."""
-    memo = {} if memo is None else memo
-    if node not in memo:
-        memo[node] = False  # a cycle through in-place operations is not known to be zero
-        memo[node] = _labelled(node, values) and _decide(node, values, lambda n: is_zero(n, values, memo))
-    return memo[node]
+def is_zero(node: Node, values: Values, memo: dict[Node, bool], known: dict[Node, bool]) -> bool:
+    """True if every removed element of what `node` computes is zero in the masked original.
+
+    What it is computed from comes first, so that the recursion stays shallow however deep the model is. `memo` is
+    for one question: where something is written in place, a later one may find more zeros, once writers are
+    labelled.
+    """
+    for each in _unanswered(node, memo, known):
+        if each not in memo and each not in known:
+            memo[each] = False  # a cycle through in-place operations is not known to be zero
+            memo[each] = _labelled(each, values) and _decide(each, values, lambda n: is_zero(n, values, memo, known))
+            if memo[each] or not each.graph.writes:
+                known[each] = memo[each]
+    return known[node] if node in known else memo[node]
+
+
+def _unanswered(node: Node, memo: Mapping[Node, bool], known: Mapping[Node, bool]) -> list[Node]:
+    """The node, and before it what it is computed from, back to weights, as far as it is not known yet."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(node, False)]
+    while stack:
+        each, entered = stack.pop()
+        if entered:
+            order.append(each)
+        elif each not in seen and each not in memo and each not in known:
+            seen.add(each)
+            stack.append((each, True))
+            weighted = each.meta["op"] in _PRODUCERS or each.meta["op"] in _NORM_WEIGHTS
+            stack += [(n, False) for n in (() if weighted else each.inputs)]
+    return order
 
 
 def _labelled(node: Node, values: Values) -> bool:
