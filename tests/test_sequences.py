@@ -556,3 +556,43 @@ class Deep(nn.Module):
 def test_depth_is_no_matter() -> None:
     graph = sp.analyze(Deep(), torch.randn(2, 6))
     assert [len(group) for group in graph.groups] == [8]
+
+
+class Rotary(nn.Module):
+    """One head whose width may shrink: index j and index j + half turn together."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(12, width),
+            nn.Linear(12, width),
+            nn.Linear(12, width),
+            nn.Linear(width, 12),
+        )
+        self.scale = width**-0.5
+        angles = torch.arange(9)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
+        self.register_buffer("cos", torch.cat([angles, angles], -1).cos())
+        self.register_buffer("sin", torch.cat([angles, angles], -1).sin())
+
+    def turned(self, x: Tensor) -> Tensor:
+        one, other = x.chunk(2, -1)
+        count = x.shape[-2]
+        return x * self.cos[:count] + torch.cat([-other, one], -1) * self.sin[:count]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.turned(self.q(x)), self.turned(self.k(x))
+        out: Tensor = self.out((q @ k.mT * self.scale).softmax(-1) @ self.v(x))
+        return out
+
+
+def test_a_rotary_pair_is_a_unit() -> None:
+    model = randomise(Rotary().double())
+    rows = torch.randn(2, 5, 12, dtype=torch.float64)
+    result = sp.prune(model, rows, ratio=0.5)
+    pairs = next(group for group in sp.analyze(model, rows).groups if group.name == "q")
+    assert len(pairs) == 8
+    kept = result.plan.kept["q.weight"][0]
+    assert kept == result.plan.kept["k.weight"][0] == result.plan.kept["cos"][1]
+    assert [i + 8 for i in kept[:4]] == list(kept[4:])
+    assert result.report.verification is not None
+    assert result.report.verification.max_rel_error < 1e-12
