@@ -44,7 +44,9 @@ def test_a_zoo(tmp_path: Path, capsys: Captured) -> None:
     arguments = ["zoo", *names, "--ratio", "0.5", "--jobs", "2", "--out", str(tmp_path / "zoo")]
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "zoo_models:broken: FAILED, ArgumentError: zoo_models:broken cannot be made: RuntimeError: out of order" in out
+    assert (
+        "zoo_models:broken: FAILED, ArgumentError: zoo_models:broken cannot be made: RuntimeError: out of order" in out
+    )
     assert "1 of 2 models pruned and verified" in out
     model: Any = sp.load(next((tmp_path / "zoo" / "models").iterdir()), lambda: Good(8))
     assert model[0].out_channels == 4
