@@ -71,7 +71,8 @@ class Graph:
         if len(self._names) != len(self.nodes):
             taken: Counter[str] = Counter()
             for node in self.nodes:
-                base = name = re.sub(r"\W", "_", node.meta["op"] if node.op == "call_function" else str(node.target))
+                word = node.meta["op"] if node.op == "call_function" else str(node.target)
+                base = name = re.sub(r"\W|^(?=\d)", "_", word)
                 while name in taken:
                     name = f"{base}_{taken[base]}"
                     taken[base] += 1

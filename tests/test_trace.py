@@ -125,3 +125,18 @@ def test_a_parametrization_in_train_mode_keeps_its_state() -> None:
     before = Snapshot.of(model)
     sp.analyze(model, ROWS)
     before.assert_unchanged(model)
+
+
+def test_a_program_is_a_torch_fx_graph_too() -> None:
+    """Same nodes, names, arguments and users; what it computes is what the model does."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    program = sp.analyze(model, images).space.programs[0]
+    graph = program.graph.to_fx()
+    graph.lint()
+    assert [node.name for node in graph.nodes] == [node.name for node in program.graph.nodes]
+    for made, node in zip(graph.nodes, program.graph.nodes, strict=True):
+        assert (made.op, made.target, made.meta) == (node.op, node.target, node.meta)
+        assert [n.name for n in made.all_input_nodes] == [n.name for n in node.all_input_nodes]
+        assert {n.name for n in made.users} == {n.name for n in node.users}
+    assert "conv2d" in {node.name for node in graph.nodes}
