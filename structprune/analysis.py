@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .bookkeeping import mirrored, mirrors
+from .inventory import Inventory
 from .labels import BoolArray, Couplings, IntArray, Labels, varying
 from .nodes import Node, map_nodes
 from .program import Program
@@ -61,8 +61,7 @@ class GuardCheck:
 class Space:
     """The labels of a model, shared by all its traced programs."""
 
-    modules: Mapping[str, nn.Module]
-    tensors: Mapping[str, Tensor]
+    parts: Inventory
     programs: Sequence[Program]
     stock: bool = False  # norms stay as they are
     norms: list[Swap | Fold] = field(default_factory=list)
@@ -73,11 +72,13 @@ class Space:
     grids: list[tuple[IntArray, Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.modules: Mapping[str, nn.Module] = self.parts.modules
+        self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
         self._zeros: dict[Node, bool] = {}
         self._families: tuple[IntArray, list[IntArray]] | None = None
         self._probed: tuple[IntArray, list[View]] | None = None
-        names = {id(tensor): name for name, tensor in self.tensors.items()}  # a tied tensor goes by its first name
+        names = self.parts.names
         self._mirrors = {
             AttributeOf(path, row.attribute): (row, names[id(tensor)])
             for path, module in self.modules.items()
@@ -138,12 +139,14 @@ class Space:
     def _guard_arguments(self, site: Site) -> None:
         """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
         node = site.node
+        if not node.meta.get("sizes"):
+            return
         if any(not isinstance(c, Requirement) and c.node is node for c in self.checks[-4:]):
             return
-        found: list[Size] = []
-        _collect_sizes((node.args, node.kwargs), found)
         where = node.meta["where"]
-        self._watched += [Guard(s.origin, int.__int__(s), where) for s in found if id(s) not in site.followed]
+        self._watched += [
+            Guard(s.origin, int.__int__(s), where) for s in node.meta["sizes"] if id(s) not in site.followed
+        ]
 
     def _add_guards(self, guards: Iterable[Guard]) -> None:
         for guard in guards:
@@ -201,10 +204,9 @@ class Space:
 
     def _labels_of_sizes(self, check: Check) -> list[IntArray]:
         """The labels that change the sizes which a checked operation is given."""
-        found: list[Size] = []
-        if check.node is not None and not isinstance(check, GuardCheck):
-            _collect_sizes((check.node.args, check.node.kwargs), found)
-        return [labels for size in found for leaf in leaves(size) for labels in self._labels_of(leaf)]
+        own = check.node is not None and not isinstance(check, GuardCheck)
+        given = check.node.meta.get("sizes", ()) if own else ()  # type: ignore[union-attr]
+        return [labels for size in given for leaf in leaves(size) for labels in self._labels_of(leaf)]
 
     def _fix_orphans(self) -> None:
         roots = self.couplings.roots()
@@ -318,21 +320,6 @@ _PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
     lambda shuffled, units: units[:1],
     lambda shuffled, units: units[-1:],
 )
-
-
-def _collect_sizes(value: Any, into: list[Size]) -> None:
-    kind = type(value)
-    if kind is Size:
-        into.append(value)
-    elif kind is tuple or kind is list:
-        for item in value:
-            _collect_sizes(item, into)
-    elif kind is dict:
-        _collect_sizes(tuple(value.values()), into)
-    elif kind is slice:
-        _collect_sizes((value.start, value.stop, value.step), into)
-    elif isinstance(value, torch.Size):
-        _collect_sizes(tuple(value), into)
 
 
 def _binds(rule: Any, *arguments: Any) -> bool:

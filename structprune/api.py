@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from .diagram import draw
 from .errors import ExampleInputsError, VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
+from .inventory import Inventory
 from .latency import Latency
 from .mask import mask as mask_model
 from .plan import PruningPlan
 from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
-from .program import Call, Program, fingerprint, modules_of, named_tensors
+from .program import Call, Program
 from .report import Report
 from .rewriting import check_rigid, rewrites
 from .rules import has_rule
@@ -78,26 +80,25 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
     >>> print(graph.explain("layer1.0.conv1"))
     """
     stock, rewrite = check_norm(norm), check_rigid(rigid)
-    model = unwrap(model)
-    check_model(model)
+    parts = Inventory(unwrap(model))
+    check_model(parts)
     calls = calls_of(example_inputs)
-    check_placement(model, calls)
+    check_placement(parts, calls)
     with paused():
-        return _analyzed(model, calls, stock, {**(rewrites(model) if rewrite else {}), **stand_ins()})
+        return _analyzed(parts, calls, stock, {**(rewrites(parts.model) if rewrite else {}), **stand_ins()})
 
 
-def _analyzed(model: nn.Module, calls: list[Call], stock: bool, classes: Classes) -> ChannelGraph:
-    programs = [trace(model, Call(c.args, c.kwargs), has_rule, classes) for c in calls]
-    if asks_for_mode(model):
-        programs += _in_train_mode(model, calls, classes)
-    space = Space(modules_of(model), named_tensors(model), _different(programs), stock)
-    return ChannelGraph(model, space, fingerprint(model), calls[0])
+def _analyzed(parts: Inventory, calls: list[Call], stock: bool, classes: Classes) -> ChannelGraph:
+    programs = [trace(parts, Call(c.args, c.kwargs), has_rule, classes) for c in calls]
+    if asks_for_mode(parts):
+        programs += _in_train_mode(parts, calls, classes)
+    return ChannelGraph(parts, Space(parts, _different(programs), stock), calls[0])
 
 
-def _in_train_mode(model: nn.Module, calls: list[Call], classes: Classes) -> list[Program]:
+def _in_train_mode(parts: Inventory, calls: list[Call], classes: Classes) -> list[Program]:
     """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
     try:
-        return [trace(model, Call(c.args, c.kwargs, training=True), has_rule, classes) for c in calls]
+        return [trace(parts, Call(c.args, c.kwargs, training=True), has_rule, classes) for c in calls]
     except ExampleInputsError:
         return []
 
@@ -109,11 +110,12 @@ def _different(programs: list[Program]) -> list[Program]:
     return list({program.outline(): program for program in reversed(programs)}.values())[::-1]
 
 
-def asks_for_mode(model: nn.Module) -> bool:
+def asks_for_mode(parts: Inventory) -> bool:
     """Whether any module outside torch.nn has code that reads `training`."""
-    return any(_reads_training(kind) for kind in {type(m) for m in modules_of(model).values()})
+    return any(_reads_training(kind) for kind in set(map(type, parts.modules.values())))
 
 
+@functools.cache
 def _reads_training(kind: type) -> bool:
     return any(
         _names_training(member.__code__)

@@ -13,9 +13,9 @@ from torch import nn
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, closest
 from .graph import ALMOST, ChannelGraph, Group
+from .inventory import named_tensors
 from .kinds import KINDS
 from .labels import IntArray
-from .program import named_tensors
 
 Selector = str | type[nn.Module] | nn.Module
 

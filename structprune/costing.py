@@ -19,7 +19,6 @@ from scipy.sparse import csr_array
 from .cost import Dim, calls, dims, products
 from .labels import IntArray, Labels
 from .memory import Life, lives
-from .program import registered_tensors
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
@@ -97,7 +96,7 @@ class Costs:
         alive = lives(program.graph.nodes, program.training)
         macs = [self._value(product) for node in calls(graph) for product in products(node)]
         weights = [self._term(labelled.get(name), t.shape) for name, t in graph.model.named_parameters()]
-        stored = registered_tensors(graph.model).items()
+        stored = graph.parts.registered.items()
         bytes_ = [self._term(labelled.get(name), t.shape, t.element_size()) for name, t in stored]
         values = [self._value(dims(life.node), life.node.meta["dtype"].itemsize) for life in alive]
         self._solve()

@@ -8,24 +8,22 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrored, mirrors
 from .errors import ArgumentTypeError, PlanError
+from .inventory import Inventory
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
-from .program import fingerprint, modules_of, named_tensors, registered_tensors
 from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .swaps import known_swaps, takes
 
 
-def check_fits(plan: PruningPlan, model: nn.Module) -> None:
+def check_fits(plan: PruningPlan, parts: Inventory) -> None:
     """Raises PlanError, with the first difference, unless `plan` was made for a model of these names and shapes."""
     if not isinstance(plan, PruningPlan):
         raise ArgumentTypeError(
             f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict"
         )
-    tensors = named_tensors(model)
-    registered = registered_tensors(model)
-    _check_kept(plan, plan.kept, registered)
-    _check_kept(plan, plan.tensors, tensors)
-    if fingerprint(model) != plan.fingerprint:
+    _check_kept(plan, plan.kept, parts.registered)
+    _check_kept(plan, plan.tensors, parts.tensors)
+    if parts.fingerprint() != plan.fingerprint:
         raise PlanError(
             "the plan is for another model: names, shapes or ties of parameters that it does not touch differ"
         )
@@ -35,7 +33,7 @@ def check_fits(plan: PruningPlan, model: nn.Module) -> None:
     for name in plan.shifts:
         if name not in plan.scales:
             raise PlanError(f"the plan shifts {name!r}, which it does not scale")
-    _check_attributes(plan, modules_of(model), {id(t): n for n, t in tensors.items()})
+    _check_attributes(plan, parts.modules, parts.names)
 
 
 def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .inventory import Inventory
 from .liveness import Liveness, representative
-from .program import registered_tensors
 from .weights import Weight
 
 
@@ -24,7 +24,7 @@ class Edits:
     @contextmanager
     def made(self, model: nn.Module) -> Iterator[None]:
         """Adds to the tensors of a model meanwhile; new biases come after surgery."""
-        tensors = registered_tensors(model)
+        tensors = Inventory(model).registered
         before = {name: tensors[name].detach().clone() for name in self.added}
         with torch.no_grad():
             for name, change in self.added.items():

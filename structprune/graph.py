@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from .analysis import Space
 from .costing import Costs
 from .errors import UnknownNameError, closest
+from .inventory import Inventory
 from .kinds import Kinds
 from .labels import IntArray
 from .program import Call
@@ -97,11 +98,12 @@ class ChannelGraph:
     >>> print(graph.explain("layer1.0.conv1.weight"))
     """
 
-    def __init__(self, model: nn.Module, space: Space, fingerprint: str, call: Call | None = None) -> None:
+    def __init__(self, parts: Inventory, space: Space, call: Call | None = None) -> None:
+        self.parts = parts
         self.space = space
         self.call = call  # the first example
-        self.model = model
-        self.fingerprint = fingerprint
+        self.model = parts.model
+        self.fingerprint = parts.fingerprint()
         self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
 
     @cached_property

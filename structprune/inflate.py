@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from .copying import deep_copy
 from .errors import ArgumentTypeError, PlanError
 from .fitting import check_fits
+from .inventory import Inventory, modules_of, named_tensors
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan
 from .prepare import check_values
-from .program import modules_of, named_tensors, registered_tensors
 from .surgery import replace_tensors
 from .swaps import BIAS, swap
 
@@ -49,7 +49,7 @@ def inflate(plan: PruningPlan, small: nn.Module, make_model: Callable[[], nn.Mod
         if not isinstance(given, nn.Module):
             raise ArgumentTypeError(f"{name} must be (or make) a torch.nn.Module, not {type(given).__name__}")
     check_values(original)
-    check_fits(plan, original)
+    check_fits(plan, Inventory(original))
     full = deep_copy(original)
     replace_tensors(full, _values(plan, full, small))
     training = {path: module.training for path, module in modules_of(small).items()}
@@ -61,7 +61,7 @@ def inflate(plan: PruningPlan, small: nn.Module, make_model: Callable[[], nn.Mod
 def _values(plan: PruningPlan, full: nn.Module, small: nn.Module) -> dict[int, Tensor]:
     """What takes the place of each tensor of `full`, by its id."""
     cut = {**plan.cut, **_give_biases(plan, full)}
-    found, tensors, registered = named_tensors(small), named_tensors(full), set(registered_tensors(full))
+    found, tensors, registered = named_tensors(small), named_tensors(full), set(Inventory(full).registered)
     _check_small(cut, found, tensors, registered)
     made = {}
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from .copying import deep_copy
 from .fitting import check_fits
+from .inventory import Inventory
 from .plan import PruningPlan
 
 
@@ -24,7 +25,7 @@ def mask_of(plan: PruningPlan, name: str, like: Tensor) -> Tensor:
 
 def zeroed(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """A deep copy of `model` in which every removed slice holds zeros."""
-    check_fits(plan, model)
+    check_fits(plan, Inventory(model))
     masked = deep_copy(model)
     named = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
     with torch.no_grad():

@@ -21,17 +21,25 @@ class Node:
 
     __slots__ = ("args", "graph", "inputs", "kwargs", "meta", "op", "target", "users")
 
-    def __init__(self, graph: Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        inputs: dict[Node, None],
+        meta: dict[str, Any],
+    ) -> None:
         self.graph = graph
         self.op = op
         self.target = target
         self.args = args
         self.kwargs = kwargs
-        self.meta: dict[str, Any] = {}
+        self.meta = meta
         self.users: dict[Node, None] = {}
-        self.inputs: dict[Node, None] = {}
-        _collect((args, kwargs), self.inputs)
-        for node in self.inputs:
+        self.inputs = inputs
+        for node in inputs:
             node.users[self] = None
 
     @property
@@ -55,9 +63,20 @@ class Graph:
         self.nodes: list[Node] = []
         self._names: dict[Node, str] = {}
 
-    def add(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Node:
-        """A new last node."""
-        node = Node(self, op, target, args, kwargs or {})
+    def add(
+        self,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        inputs: dict[Node, None] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> Node:
+        """A new last node; `inputs` are the nodes among its arguments, if they are known."""
+        if inputs is None:
+            inputs = {}
+            _collect((args, kwargs), inputs)
+        node = Node(self, op, target, args, kwargs or {}, inputs, {} if meta is None else meta)
         self.nodes.append(node)
         return node
 

@@ -51,8 +51,18 @@ class Operation:
     """A callable as structprune sees it."""
 
     name: str
-    inplace: bool  # spelled with an underscore, `+=`, or item assignment
-    python: bool  # written in Python, by PyTorch: its body can be traced
+    inplace: bool = False  # spelled with an underscore, `+=`, or item assignment
+    python: bool = False  # written in Python, by PyTorch: its body can be traced
+
+    @functools.cached_property
+    def asks(self) -> bool:
+        """Whether it asks about a tensor without looking at its values."""
+        return self.name in QUERIES
+
+    @functools.cached_property
+    def sizes(self) -> bool:
+        """Whether its answer is made of sizes."""
+        return self.name in SIZES
 
 
 @functools.cache
@@ -61,7 +71,7 @@ def operation(function: Callable[..., Any]) -> Operation:
     name: str = _BY_OBJECT.get(function) or getattr(function, "__name__", None) or type(function).__name__
     if name in ("__get__", "__set__"):
         name = function.__self__.__name__ + ("" if name == "__get__" else "_setter")  # type: ignore[attr-defined]
-        return Operation(name, False, False)
+        return Operation(name)
     if isinstance(function, torch._ops.OpOverload):
         name = name.split(".")[0]
     inplace = False

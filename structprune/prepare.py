@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
-from .program import Call, modules_of, tensors_in
+from .inventory import Inventory
+from .program import Call, tensors_in
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -29,23 +31,14 @@ def unwrap(model: Any) -> nn.Module:
     return model
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(parts: Inventory) -> None:
     """Raises UnsupportedModelError, with the path and the way out, for models that cannot be sliced."""
-    for path, module in modules_of(model).items():
+    if isinstance(parts.model, torch.jit.ScriptModule):
+        raise UnsupportedModelError("the model is scripted (torch.jit); pass the nn.Module it was scripted from")
+    for path, module in parts.modules.items():
         where = f"the module {path!r}" if path else "the model"
-        kind = type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule) and not path:
-            raise UnsupportedModelError("the model is scripted (torch.jit); pass the nn.Module it was scripted from")
-        if "quantized" in type(module).__module__ and not type(module).__module__.startswith("structprune"):
-            raise UnsupportedModelError(f"{where} is quantised ({kind}); prune the float model, then quantise it")
-        if "FullyShardedDataParallel" in kind or "FSDP" in kind:
-            raise UnsupportedModelError(
-                f"{where} is sharded ({kind}); prune before wrapping it, or pass the gathered module"
-            )
-        if kind == "OptimizedModule":
-            raise UnsupportedModelError(
-                f"{where} is compiled (torch.compile); put the plain module in its place, prune, then compile"
-            )
+        if refusal := _refusal(type(module)):
+            raise UnsupportedModelError(f"{where} is {refusal}")
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 owner = f"model.get_submodule({path!r})" if path else "model"
@@ -54,9 +47,21 @@ def check_model(model: nn.Module) -> None:
                     f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}, or let "
                     "structprune.shrink(model, example_inputs) remove what the masks made dead"
                 )
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                _check_tensor(f"{path}.{name}" if path else name, tensor)
+    for name, tensor in parts.registered.items():
+        _check_tensor(name, tensor)
+
+
+@functools.cache
+def _refusal(kind: type[nn.Module]) -> str:
+    """What a class of modules is that cannot be sliced, and the way out; empty for all others."""
+    name, home = kind.__name__, kind.__module__
+    if "quantized" in home and not home.startswith("structprune"):
+        return f"quantised ({name}); prune the float model, then quantise it"
+    if "FullyShardedDataParallel" in name or "FSDP" in name:
+        return f"sharded ({name}); prune before wrapping it, or pass the gathered module"
+    if name == "OptimizedModule":
+        return "compiled (torch.compile); put the plain module in its place, prune, then compile"
+    return ""
 
 
 def check_values(model: nn.Module) -> None:
@@ -67,6 +72,9 @@ def check_values(model: nn.Module) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
+    if plain and tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized:
+        return
     if is_lazy(tensor):
         raise UnsupportedModelError(f"{name} is lazy and has no shape yet; run the model once on real inputs first")
     if type(tensor).__name__ == "DTensor":
@@ -116,9 +124,9 @@ def explained(error: Exception, call: Call, path: str | None = None) -> ExampleI
     )
 
 
-def check_placement(model: nn.Module, calls: Iterable[Call]) -> None:
+def check_placement(parts: Inventory, calls: Iterable[Call]) -> None:
     """Device and dtype are compared before the model runs: PyTorch's own errors come from deep inside."""
-    weights = [p for p in model.parameters() if p.is_floating_point()]
+    weights = [p for p in parts.registered.values() if isinstance(p, nn.Parameter) and p.is_floating_point()]
     if not weights:
         return
     devices = {p.device for p in weights}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -33,8 +32,9 @@ class Program:
     def mark_unread(self) -> None:
         """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
         for node in reversed(self.graph.nodes):
-            read = any(node.meta.get(key) for key in ("writes", "reads", "sized"))
-            node.meta["unread"] = node.op == "call_function" and not read and all(u.meta["unread"] for u in node.users)
+            meta = node.meta
+            read = node.op != "call_function" or meta["writes"] or meta["reads"] or meta.get("sized")
+            meta["unread"] = not read and all(user.meta["unread"] for user in node.users)
 
     def outline(self) -> tuple[Any, ...]:
         """What was done to what, in what order: equal for two programs that constrain a model alike.
@@ -92,75 +92,6 @@ def _is_noise(node: Node, has_values: bool) -> bool:
     if node.op != "call_function" or has_values or node.meta["op"] not in _RANDOM:
         return False
     return all(n == 1 for n in node.meta.get("shape", (0, 0))[1:])
-
-
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """What `named_modules` yields: every module by its first path, in order."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    stack = [("", model)]
-    while stack:
-        path, module = stack.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            found[path] = module
-            prefix = path + "." if path else ""
-            children = list(module._modules.items())
-            stack += [(prefix + name, child) for name, child in reversed(children) if child is not None]
-    return found
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and plain tensor attributes by their first qualified name."""
-    return _collect(modules_of(model), attributes=True)
-
-
-def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their first qualified name."""
-    return _collect(modules_of(model), attributes=False)
-
-
-def _collect(modules: Mapping[str, nn.Module], attributes: bool) -> dict[str, Tensor]:
-    found: dict[int, tuple[str, Tensor]] = {}
-    plain: set[type] = set()  # kinds of attributes that are no tensors
-    for path, module in modules.items():
-        state = vars(module)
-        stores: list[Mapping[str, Any]] = [module._parameters, module._buffers]
-        unknown = set(map(type, state.values())) - plain if attributes else ()
-        if unknown:
-            tensors = {kind for kind in unknown if issubclass(kind, Tensor)}
-            plain |= unknown - tensors
-            if tensors:
-                stores.append(state)
-        prefix = path + "." if path else ""
-        for store in stores:
-            for name, value in store.items():
-                if isinstance(value, Tensor):
-                    found.setdefault(id(value), (prefix + name, value))
-    return dict(found.values())
-
-
-def fingerprint(model: nn.Module, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
-    """A hash of the names, shapes and ties of a model's parameters and buffers, as they are or as `cut` leaves them.
-
-    The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
-    """
-    kept = {id(tensor): cut[name] for name, tensor in named_tensors(model).items() if name in cut} if cut else {}
-    rows: list[tuple[str, str, int, tuple[int, ...]]] = []
-    for path, module in modules_of(model).items():
-        prefix = path + "." if path else ""
-        for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    left = kept.get(id(tensor), {})
-                    shape = tuple(len(left[dim]) if dim in left else size for dim, size in enumerate(tensor.shape))
-                    rows.append((prefix + name, kind, id(tensor), shape))
-        rows += [
-            (prefix + name, "module", id(child), ()) for name, child in module._modules.items() if child is not None
-        ]
-    first: dict[int, str] = {}
-    named = [(name, kind, first.setdefault(key, name), shape) for name, kind, key, shape in sorted(rows)]
-    return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

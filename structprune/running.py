@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .copying import deep_copy
+from .inventory import named_tensors
 from .ops import operation
-from .program import Call, map_tensors, named_tensors, tensors_in
+from .program import Call, map_tensors, tensors_in
 
 _WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
 

@@ -11,7 +11,6 @@ from .counting import COUNTED
 from .graph import ChannelGraph
 from .labels import IntArray
 from .plan import Kept, PruningPlan
-from .program import fingerprint, registered_tensors
 from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
@@ -71,9 +70,9 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
             stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
             sizes[norm.path] = {0: len(gone)}
     swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
-    registered = registered_tensors(graph.model)
+    registered = graph.parts.registered
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
-    becomes = fingerprint(graph.model, {**kept, **tensors})
+    becomes = graph.parts.fingerprint({**kept, **tensors})
     prints = graph.fingerprint, notes, becomes
     return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, *prints)
 

@@ -17,11 +17,12 @@ from .constants import Knowns
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .folding import Edits, edits_of
 from .graph import ChannelGraph
+from .inventory import fingerprint
 from .liveness import Liveness
 from .mask import zeroed
 from .plan import PruningPlan
 from .prepare import calls_of, unwrap
-from .program import Call, fingerprint
+from .program import Call
 from .promote import dead_by_zeros, nearly_dead
 from .report import Loss
 from .running import double

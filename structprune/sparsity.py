@@ -11,8 +11,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules import conv
 
+from .inventory import Inventory
 from .prepare import check_model, unwrap
-from .program import modules_of
 from .report import Report
 from .shrink import shrink
 from .unmask import masks_of, unmask
@@ -131,11 +131,12 @@ def sparsity(model: nn.Module, example_inputs: Any = None) -> Sparsity:
     """
     model = unwrap(model)
     plain = unmask(model)
-    check_model(plain)
+    parts = Inventory(plain)
+    check_model(parts)
     masks = {m.qualified: m.mask for m in masks_of(model)}
     transposed = {
         f"{path}.weight" if path else "weight"
-        for path, m in modules_of(plain).items()
+        for path, m in parts.modules.items()
         if isinstance(m, conv._ConvTransposeNd)
     }
     found = {}

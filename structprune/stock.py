@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from .counting import STATISTICS
 from .errors import ArgumentError
+from .inventory import modules_of
 from .ops import operation
 from .plan import PruningPlan
-from .program import modules_of
 
 NORMS = ("exact", "stock")
 _DIMS = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1}  # where the channels are

@@ -24,9 +24,9 @@ from torch import nn
 
 from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError
+from .inventory import Inventory
 from .plan import PruningPlan
 from .prepare import check_model, check_values
-from .program import fingerprint
 from .specs import parse
 from .surgery import apply
 
@@ -68,9 +68,10 @@ def save(
         raise ArgumentTypeError(f"result must be what prune returns, not {type(result).__name__}")
     target = path_of(path)
     check_target(target, overwrite)
-    check_model(result.model)
+    parts = Inventory(result.model)
+    check_model(parts)
     check_values(result.model)
-    if result.plan.becomes not in ("", fingerprint(result.model)):
+    if result.plan.becomes not in ("", parts.fingerprint()):
         raise ArgumentError(
             "the model is not what its plan makes: names, shapes or ties of parameters have changed since"
         )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .collector import paused
 from .copying import deep_value
 from .fitting import check_fits
+from .inventory import Inventory, modules_of
 from .plan import PruningPlan
-from .program import modules_of, named_tensors
 from .swaps import swap
 
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
@@ -28,9 +28,9 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
 
     Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied.
     """
-    check_fits(plan, model)
-    tensors = named_tensors(model)
-    paths = {id(module): path for path, module in modules_of(model).items()}
+    parts = Inventory(model)
+    check_fits(plan, parts)
+    tensors = parts.tensors
     cut = plan.cut
     chosen = {name: t for name, t in tensors.items() if not inplace or name in cut}
     with torch.no_grad():
@@ -44,7 +44,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     else:
         memo: dict[int, Any] = dict(sliced)
         with paused():
-            small = copy_module(model, memo, paths)
+            small = copy_module(model, memo, parts.paths)
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():

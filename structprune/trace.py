@@ -7,6 +7,7 @@ its operation, the path of the module that called it, and the line of source tha
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,20 +23,22 @@ from torch.overrides import TorchFunctionMode
 from .counting import STATISTICS, uncounted
 from .errors import ExampleInputsError, StructPruneError
 from .frames import caller, source_line
+from .inventory import Inventory
 from .nodes import Graph, Node
-from .ops import QUERIES, SIZES, in_place, operation, python_body
+from .ops import Operation, in_place, operation, python_body
 from .prepare import explained
-from .program import Call, Program, modules_of, named_tensors, registered_tensors, tensors_in
+from .program import Call, Program, tensors_in
 from .rewriting import stated
 from .shapes import stand_in, together
 from .sizes import DimOf, Guard, Size, attributes_as_sizes, guarding
 from .unseen import UNSEEN, foreign, opaque, seen_scripts
 
 _TAG = "_structprune_node"
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_DICTS = frozenset({dict, OrderedDict})
 
 # Operations whose tensor arguments are positions: what they hold decides where data goes.
 _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "gather", "index_put", "take", "index"})
-
 
 # Operations whose result has a shape that depends on values.
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
@@ -52,28 +55,23 @@ class Recorder(TorchFunctionMode):
     """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
 
     def __init__(
-        self,
-        leaves: Callable[[str], bool],
-        tensors: Mapping[str, Tensor],
-        plain: Collection[str],
-        paths: Mapping[int, str],
-        computing: bool,
-        lasting: Collection[int] | None,
+        self, parts: Inventory, leaves: Callable[[str], bool], computing: bool, lasting: Collection[int] | None
     ):
         super().__init__()
         self.program = Program(Graph())
         self.leaves = leaves
-        self.names = {id(t): name for name, t in tensors.items()}  # parameters, buffers and plain tensor attributes
-        self.plain = plain  # names of those that are mere attributes
-        self.paths = paths  # id of a module -> its path
+        self.names = parts.names
+        self.registered = parts.registered  # the other tensors are mere attributes
+        self.paths = parts.paths
         self.stack: list[str] = []
         self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
+        self.inside = False  # whether an operation is running: what it asks of sizes is not the model's question
         self.failed: str | None = None  # the innermost module whose forward raised
         self.computing = computing
         self.lasting = lasting  # ids of the constants of an earlier run, against which new ones show
-        self.on_meta = any(t.is_meta for t in tensors.values())
+        self.on_meta = any(t.is_meta for t in parts.tensors.values())
         self.constants: dict[int, tuple[Node, Tensor]] = {}
-        self.stored: dict[int, Tensor] = {}  # storage address -> the model's own tensor there
+        self.own = list(parts.tensors.values())  # what must not change: the model's tensors, and the inputs
         self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
 
     # -- the interception -------------------------------------------------------------------------------
@@ -83,9 +81,9 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         known = operation(function)
-        if known.name in QUERIES:
+        if known.asks:
             return function(*args, **kwargs)
-        if known.name in SIZES and isinstance(args[0], Tensor):
+        if known.sizes and isinstance(args[0], Tensor):
             return self.sizes(known.name, function, args, kwargs)
         if known.python and not self.leaves(known.name) and function not in self.opened:
             self.opened.append(function)
@@ -94,29 +92,34 @@ class Recorder(TorchFunctionMode):
                     return python_body(function)(*args, **kwargs)
             finally:
                 self.opened.pop()
-        return self.record(function, args, kwargs)
+        return self.record(known, function, args, kwargs)
 
-    def record(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def record(
+        self, known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Runs an operation and adds its node."""
-        known = operation(function)
-        lifted, lifted_kwargs = self.lift(args), self.lift(kwargs)
-        lifted, lifted_kwargs = in_place(known.name, lifted, lifted_kwargs)
+        inputs: dict[Node, None] = {}
+        sizes: list[Size] = []
+        spelled = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
+        lifted, lifted_kwargs = self.lift(spelled, inputs, sizes)
         if known.inplace or "out" in kwargs:
             self.protect(kwargs.get("out", args[0] if args else None))
-        with guarding(None):
+        self.inside = True
+        try:
             out = self.execute(known.name, function, args, kwargs)
+        finally:
+            self.inside = False
         if known.name in _INDEXING:
             self.keep_positions(args, kwargs)
-        node = self.add(function, known.name, lifted, lifted_kwargs)
-        node.meta["inplace"] = known.inplace
-        node.meta["writes"] = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
-        node.meta["reads"] = not any(True for _ in tensors_in(out))  # what Python gets to see stays in the graph
-        if node.meta["reads"] and not self.computing:
+        writes = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
+        reads = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))  # Python gets to see it
+        node = self.add(
+            function, known.name, lifted, lifted_kwargs, inputs,
+            inplace=known.inplace, writes=writes, reads=reads, sizes=sizes,
+        )  # fmt: skip
+        if reads and not self.computing:
             raise ValuesNeeded
-        if known.name == "setitem":
-            self.bind(node, args[0])
-        else:
-            self.bind(node, out)
+        self.bind(node, args[0] if known.name == "setitem" else out)
         return out
 
     def execute(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -138,12 +141,15 @@ class Recorder(TorchFunctionMode):
         masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
         return masked or name in _VALUED or not self.leaves(name)
 
-    def add(self, function: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Node:
-        node = self.program.graph.add("call_function", function, args, kwargs)
-        node.meta.update(op=name, path=self.stack[-1] if self.stack else "", where=source_line())
+    def add(
+        self, function: Callable[..., Any], name: str, args: Any, kwargs: Any, inputs: Any = None, **meta: Any
+    ) -> Node:
+        """The node of an operation, at this place of the model and of its code."""
+        path = self.stack[-1] if self.stack else ""
+        meta.update(op=name, path=path, where=source_line())
         if name in _NORMS:
-            node.meta["code"] = caller()
-        return node
+            meta["code"] = caller()
+        return self.program.graph.add("call_function", function, args, kwargs, inputs, meta)
 
     # -- values and nodes -------------------------------------------------------------------------------
 
@@ -159,27 +165,28 @@ class Recorder(TorchFunctionMode):
         elif isinstance(out, list | tuple):
             for i, item in enumerate(out):
                 if any(True for _ in tensors_in(item)):
-                    part = self.program.graph.add("call_function", _item, (node, i))
-                    part.meta.update(node.meta, op="item", inplace=False)
-                    part.meta.pop("shape", None)
-                    self.bind(part, item)
+                    meta = {**node.meta, "op": "item", "inplace": False, "sizes": ()}
+                    self.bind(self.program.graph.add("call_function", _item, (node, i), {}, {node: None}, meta), item)
 
     def node(self, tensor: Tensor) -> Node:
         """The node that computed `tensor`; a parameter or constant gets one when it is first met."""
-        node = getattr(tensor, _TAG, None)
-        if node is not None and node.graph is self.program.graph:
-            return node
-        if id(tensor) not in self.constants:
-            name = self.names.get(id(tensor), "")
-            if not name and node is None and self.is_new(tensor):
-                return self.unseen(tensor)
-            node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}")
-            node.meta.update(op="parameter" if name else "constant", shape=tuple(tensor.shape), dtype=tensor.dtype)
-            node.meta.update(path=name.rpartition(".")[0], where="", tensor=name, plain=name in self.plain)
-            if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
-                node.meta["value"] = tensor
-            self.constants[id(tensor)] = (node, tensor)
-        return self.constants[id(tensor)][0]
+        key = id(tensor)
+        if key in self.constants:
+            return self.constants[key][0]
+        name = self.names.get(key, "")
+        made = None if name else getattr(tensor, _TAG, None)
+        if made is not None and made.graph is self.program.graph:
+            return made
+        if not name and made is None and self.is_new(tensor):
+            return self.unseen(tensor)
+        meta = {"op": "parameter" if name else "constant", "shape": tuple(tensor.shape), "dtype": tensor.dtype}
+        meta |= {"path": name.rpartition(".")[0], "where": "", "tensor": name}
+        meta["plain"] = bool(name) and name not in self.registered
+        if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
+            meta["value"] = tensor
+        node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}", meta=meta)
+        self.constants[key] = (node, tensor)
+        return node
 
     def is_new(self, tensor: Tensor) -> bool:
         """Whether a tensor of unknown origin was made in this run; one with a node of another run is older."""
@@ -187,32 +194,39 @@ class Recorder(TorchFunctionMode):
 
     def unseen(self, tensor: Tensor) -> Node:
         """What made this tensor went past us, and may have read all that there was."""
-        node = self.add(opaque, UNSEEN, tuple(n for n in self.program.graph.nodes if "shape" in n.meta), {})
-        node.meta["inplace"] = node.meta["writes"] = True
+        every = tuple(n for n in self.program.graph.nodes if "shape" in n.meta)
+        node = self.add(opaque, UNSEEN, every, {}, inplace=True, writes=True, reads=False)
         self.bind(node, tensor)
         return node
 
-    def lift(self, value: Any) -> Any:
-        """Arguments with nodes in place of tensors."""
+    def lift(self, value: Any, inputs: dict[Node, None], sizes: list[Size]) -> Any:
+        """Arguments with nodes in place of tensors; those nodes, and the sizes, are added to what is given."""
         kind = type(value)
-        if kind is int or kind is float or kind is bool or value is None:
+        if kind in _ATOMS:
             return value
-        if isinstance(value, Tensor):
-            return self.node(value)
-        if isinstance(value, tuple):
-            return tuple([self.lift(v) for v in value])
-        if isinstance(value, list):
-            return [self.lift(v) for v in value]
-        if isinstance(value, dict):
-            return {k: self.lift(v) for k, v in value.items()}
-        if isinstance(value, slice):
-            return slice(self.lift(value.start), self.lift(value.stop), self.lift(value.step))
+        if kind is Size:
+            sizes.append(value)
+        elif isinstance(value, Tensor):
+            node = self.node(value)
+            inputs[node] = None
+            return node
+        elif isinstance(value, tuple):
+            return tuple([self.lift(v, inputs, sizes) for v in value])
+        elif isinstance(value, list):
+            return [self.lift(v, inputs, sizes) for v in value]
+        elif isinstance(value, dict):
+            return {k: self.lift(v, inputs, sizes) for k, v in value.items()}
+        elif isinstance(value, slice):
+            return slice(*self.lift((value.start, value.stop, value.step), inputs, sizes))
         return value
 
     def sizes(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Shapes whose numbers remember the dimension they are the size of."""
-        with guarding(None):
+        self.inside = True
+        try:
             out = function(*args, **kwargs)
+        finally:
+            self.inside = False
         node = self.node(args[0])
         node.meta["sized"] = True  # its size went to Python
         shape = node.meta["shape"]
@@ -231,7 +245,8 @@ class Recorder(TorchFunctionMode):
 
     def report(self, origin: Any, value: Any) -> None:
         """Python looked at a size."""
-        self.program.guards.append(Guard(origin, value, source_line()))
+        if not self.inside:
+            self.program.guards.append(Guard(origin, value, source_line()))
 
     def keep_positions(self, args: Any, kwargs: Any) -> None:
         for tensor in tensors_in((args[1:], kwargs)):
@@ -246,6 +261,12 @@ class Recorder(TorchFunctionMode):
             own = self.stored.get(tensor.untyped_storage().data_ptr()) if tensor.device.type != "meta" else None
             if own is not None and id(own) not in self.saved:
                 self.saved[id(own)] = (own, own.detach().clone())
+
+    @functools.cached_property
+    def stored(self) -> dict[int, Tensor]:
+        """The tensors that must not change, by where they are stored."""
+        solid = (t for t in self.own if t.device.type != "meta" and t.layout == torch.strided)
+        return {t.untyped_storage().data_ptr(): t for t in solid}
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -270,8 +291,8 @@ class Recorder(TorchFunctionMode):
         if not self.computing:
             raise ValuesNeeded
         name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
-        node = self.add(opaque, name, self.lift(tuple(tensors_in(inputs))), {})
-        node.meta["inplace"] = node.meta["writes"] = True
+        given = tuple(map(self.node, tensors_in(inputs)))
+        node = self.add(opaque, name, given, {}, inplace=True, writes=True, reads=False)
         self.bind(node, tuple(t for t in tensors_in(output)))
 
 
@@ -280,12 +301,12 @@ def _item(values: Any, index: int) -> Any:
 
 
 def trace(
-    model: nn.Module,
+    parts: Inventory,
     call: Call,
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType({}),
 ) -> Program:
-    """Runs `call` on `model` and returns the program; afterwards the model is as it was, bit for bit.
+    """Runs `call` on a model and returns the program; afterwards the model is as it was, bit for bit.
 
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
@@ -296,57 +317,54 @@ def trace(
     """
     recorder = None
     with suppress(ValuesNeeded, ExampleInputsError):
-        recorder = _trace(model, call, leaves, stand_ins, computing=False)
-    recorder = recorder or _trace(model, call, leaves, stand_ins, computing=True)
+        recorder = _trace(parts, call, leaves, stand_ins, computing=False)
+    recorder = recorder or _trace(parts, call, leaves, stand_ins, computing=True)
     unnamed = [tensor for node, tensor in recorder.constants.values() if node.meta["op"] == "constant"]
     if unnamed:
-        recorder = _trace(model, call, leaves, stand_ins, recorder.computing, {id(tensor) for tensor in unnamed})
+        recorder = _trace(parts, call, leaves, stand_ins, recorder.computing, {id(tensor) for tensor in unnamed})
     return recorder.program
 
 
 def _trace(
-    model: nn.Module,
+    parts: Inventory,
     call: Call,
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]],
     computing: bool,
     lasting: Collection[int] | None = None,
 ) -> Recorder:
-    every = modules_of(model)
-    scripted = {id(m) for s in every.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
-    modules = {path: m for path, m in every.items() if id(m) not in scripted}
-    tensors = named_tensors(model)
-    paths = {id(module): path for path, module in every.items()}
-    before = [(vars(m), vars(m).copy()) for m in modules.values()]
-    dicts = [d for m in modules.values() for d in vars(m).values() if type(d) is dict or type(d) is OrderedDict]
-    before += [(d, d.copy() if d else {}) for d in dicts]
-    recorder = Recorder(leaves, tensors, tensors.keys() - registered_tensors(model).keys(), paths, computing, lasting)
-    for tensor in tensors.values():
-        if tensor.device.type != "meta" and tensor.layout == torch.strided:
-            recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+    scripted = {id(m) for s in parts.modules.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
+    recorder = Recorder(parts, leaves, computing, lasting)
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     swapped: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
-        for path, module in modules.items():
+        for path, module in parts.modules.items():
+            if id(module) in scripted:
+                continue
             state = vars(module)
+            before.append((state, state.copy()))
+            before += [(value, value.copy()) for value in state.values() if type(value) in _DICTS]
             state["training"] = call.training
-            state.update({k: None for k in ("_compiled_call_impl",) if k in state})
+            if "_compiled_call_impl" in state:
+                state["_compiled_call_impl"] = None
             kind = type(module)
-            free = stand_ins.get(kind, uncounted(kind))
+            free = stand_ins.get(kind) or uncounted(kind)
             if free is not kind and "forward" not in state:
                 swapped.append((module, kind))
                 module.__class__ = free
                 state.update(stated(module))
             # Those of torch.nn are strides, paddings and kernels.
             attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
-        _run(model, call, recorder)
+        _run(parts.model, call, recorder)
         return recorder
     finally:
         recorder.restore()
         for module, kind in swapped:
             module.__class__ = kind
         for store, content in before:
-            store.clear()
-            store.update(content)
+            if store or content:
+                store.clear()
+                store.update(content)
 
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
@@ -355,10 +373,10 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
     inputs: dict[int, Node] = {}
     for i, tensor in enumerate(tensors_in((call.args, dict(call.kwargs)))):
         if id(tensor) not in inputs:
-            node = inputs[id(tensor)] = program.graph.add("placeholder", f"input_{i}")
-            node.meta.update(op="input", shape=tuple(tensor.shape), dtype=tensor.dtype, path="", where="")
+            meta = {"op": "input", "shape": tuple(tensor.shape), "dtype": tensor.dtype, "path": "", "where": ""}
+            node = inputs[id(tensor)] = program.graph.add("placeholder", f"input_{i}", meta=meta)
             recorder.constants[id(tensor)] = (node, tensor)
-            recorder.stored[tensor.untyped_storage().data_ptr()] = tensor
+            recorder.own.append(tensor)
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -378,10 +396,10 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
             raise
         except Exception as error:
             raise explained(error, call, recorder.failed) from error
-    node = program.graph.add("output", "output", (recorder.lift(tuple(tensors_in(output))),))
-    node.meta.update(op="output", shape=(), path="", where="")
+    outputs = tuple(map(recorder.node, tensors_in(output)))
+    program.graph.add("output", "output", (outputs,), meta={"op": "output", "shape": (), "path": "", "where": ""})
     program.mark_unread()
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:
-    return sorted({t.device.index for t in recorder.stored.values() if t.device.type == "cuda"})
+    return sorted({t.device.index for t in recorder.own if t.is_cuda})

@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from .copying import deep_copy
 from .errors import UnsupportedModelError
-from .program import modules_of
+from .inventory import modules_of
 
 
 class Masked(NamedTuple):

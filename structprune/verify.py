@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .copying import deep_copy
 from .errors import ArgumentError, VerificationError
+from .inventory import Inventory
 from .mask import zeroed
 from .plan import Kept, PruningPlan
 from .prepare import calls_of, check_model, check_placement, check_values, explained, unwrap
@@ -88,9 +89,9 @@ def verify(
     model, calls = unwrap(model), calls_of(example_inputs)
     small = apply(plan, model) if small is None else unwrap(small)
     for one in (model, small):
-        check_model(one)
+        check_model(Inventory(one))
         check_values(one)
-    check_placement(model, calls)
+    check_placement(Inventory(model), calls)
     if not plan.kept:
         return Verification(True, 0.0, 0.0, None, (), "nothing removed: the model is unchanged")
     device = find_device(device)

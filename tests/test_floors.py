@@ -17,7 +17,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector commands errors frames labels nn nodes ops page sizes source unseen version
+    bookkeeping collector commands errors frames inventory labels nn nodes ops page sizes source unseen version
     checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
     schedules specs
     commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \

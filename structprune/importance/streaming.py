@@ -16,7 +16,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, ExampleInputsError, StructPruneError
-from ..program import Call, map_tensors, modules_of, named_tensors, tensors_in
+from ..inventory import modules_of, named_tensors
+from ..program import Call, map_tensors, tensors_in
 from .processes import is_first
 
 Inputs = Callable[[Any], Any]

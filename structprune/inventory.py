@@ -1,0 +1,124 @@
+"""What a model is made of: its modules, parameters, buffers and plain tensor attributes, found in one walk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+_STORES = ("_parameters", "_buffers")
+
+
+class Inventory:
+    """The parts of a model as it is when they are asked for. A thing with several names goes by the first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """What `named_modules` yields: every module by its path, in order."""
+        found: dict[str, nn.Module] = {}
+        seen: set[int] = set()
+        stack = [("", self.model)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            found[path] = module
+            if children := module._modules:
+                prefix = path + "." if path else ""
+                stack += [(prefix + name, child) for name, child in reversed(children.items()) if child is not None]
+        return found
+
+    @cached_property
+    def paths(self) -> dict[int, str]:
+        """The path of each module, by its id."""
+        return {id(module): path for path, module in self.modules.items()}
+
+    @cached_property
+    def registered(self) -> dict[str, Tensor]:
+        """Parameters and buffers by qualified name."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for path, module in self.modules.items():
+            for store in _STORES:
+                for name, tensor in vars(module)[store].items():
+                    if tensor is not None and id(tensor) not in found:
+                        found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
+        return dict(found.values())
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, buffers and plain tensor attributes by qualified name."""
+        plain: dict[str, tuple[str, dict[str, Any]]] = {}  # modules that hold tensors beside those
+        kinds: dict[type, bool] = {}
+        for path, module in self.modules.items():
+            for kind in set(map(type, vars(module).values())):
+                if kind not in kinds:
+                    kinds[kind] = issubclass(kind, Tensor)
+                if kinds[kind]:
+                    plain[path] = (path + "." if path else "", vars(module))
+        if not plain:
+            return self.registered
+        found: dict[int, tuple[str, Tensor]] = {}
+        for path, module in self.modules.items():
+            prefix, own = plain.get(path, (path + "." if path else "", {}))
+            for store in (module._parameters, module._buffers, own):
+                for name, value in store.items():
+                    if isinstance(value, Tensor):
+                        found.setdefault(id(value), (prefix + name, value))
+        return dict(found.values())
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The name of each tensor, by its id."""
+        return {id(tensor): name for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def _rows(self) -> list[tuple[str, str, int, tuple[int, ...]]]:
+        """Names, what they name, its id, and its shape."""
+        rows: list[tuple[str, str, int, tuple[int, ...]]] = []
+        for path, module in self.modules.items():
+            prefix = path + "." if path else ""
+            for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        rows.append((prefix + name, kind, id(tensor), tuple(tensor.shape)))
+            for name, child in module._modules.items():
+                if child is not None:
+                    rows.append((prefix + name, "module", id(child), ()))
+        rows.sort()
+        return rows
+
+    def fingerprint(self, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
+        """A hash of the names, shapes and ties of parameters and buffers, as they are or as `cut` leaves them.
+
+        The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
+        """
+        kept = {id(self.tensors[name]): dims for name, dims in (cut or {}).items() if name in self.tensors}
+        first: dict[int, str] = {}
+        named = []
+        for name, kind, key, shape in self._rows:
+            if key in kept:
+                shape = tuple([len(kept[key][d]) if d in kept[key] else size for d, size in enumerate(shape)])
+            named.append((name, kind, first.setdefault(key, name), shape))
+        return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by its first path."""
+    return Inventory(model).modules
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by their first qualified name."""
+    return Inventory(model).tensors
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The hash of a model's names, shapes and ties; see `Inventory.fingerprint`."""
+    return Inventory(model).fingerprint()
