@@ -127,14 +127,16 @@ class Space:
 
     def parameter(self, name: str, shape: Sequence[int]) -> Labels:
         """The labels of a parameter, buffer or tensor attribute: one coordinate along each dimension."""
-        if name not in self.parameters:
-            coordinates = []
-            for dim, size in enumerate(shape):
-                if size > 1:
-                    layout = [size if d == dim else 1 for d in range(len(shape))]
-                    coordinates.append(self.couplings.new(size).reshape(layout))
-            self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
-        return self.parameters[name]
+        found = self.parameters.get(name)
+        if found is None:
+            after = len(shape) - 1
+            coordinates = [
+                self.couplings.new(size).reshape((1,) * dim + (size,) + (1,) * (after - dim))
+                for dim, size in enumerate(shape)
+                if size > 1
+            ]
+            found = self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
+        return found
 
     def _guard_arguments(self, site: Site) -> None:
         """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
@@ -267,12 +269,17 @@ class Space:
 
     def _families_of(self, roots: IntArray) -> list[IntArray]:
         """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
-        where = [labels.reshape(-1) for value in self.parameters.values() for labels in value.coordinates]
+        where = [labels for value in self.parameters.values() for labels in value.coordinates]
+        marks = np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64).tolist()
+        sums: dict[int, int] = {}  # dimensions with the same units are marked together
+        units: dict[int, IntArray] = {}
+        for labels, mark in zip(where, marks, strict=True):
+            same = self.couplings.units(labels)
+            units[id(same)] = same
+            sums[id(same)] = sums.get(id(same), 0) + mark
         signature = np.zeros(int(roots.max()) + 1, np.uint64)
-        for labels, mark in zip(
-            where, np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64), strict=True
-        ):
-            signature[roots[labels]] += mark  # a unit that occurs twice in a dimension is marked once
+        for key, same in units.items():
+            signature[same] += np.uint64(sums[key] % 2**64)  # a unit that occurs twice in a dimension is marked once
         signature[0] = 0
         present = np.flatnonzero(signature)
         if not len(present):
@@ -282,7 +289,7 @@ class Space:
 
     def view(self, removed_units: BoolArray) -> View:
         """The model without these units (a mask over unit numbers)."""
-        view = View(removed_units[self.couplings.roots()], self.values, self._attribute)
+        view = View(removed_units[self.couplings.roots()], self.couplings, self.values, self._attribute)
         for check in self.checks:
             leaf = check.size.origin if isinstance(check, Requirement) else None
             if isinstance(check, Requirement) and isinstance(leaf, AttributeOf) and leaf not in self._mirrors:

@@ -6,7 +6,6 @@ Weights and bookkeeping come from the same rows, so they cannot disagree.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -66,11 +65,12 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
 
 def mirrors(module: nn.Module) -> Iterator[Mirror]:
     """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
-    for row in _rows(type(module)):  # type: ignore[arg-type]
+    for row in _rows(type(module)):
         tensor = mirrored(module, row)
-        if tensor is not None and hasattr(module, row.attribute) and tensor.ndim > row.dim:
+        if tensor is not None and tensor.ndim > row.dim:
+            value = getattr(module, row.attribute, None)
             factor = getattr(module, row.factor) if row.factor else 1
-            if getattr(module, row.attribute) == tensor.shape[row.dim] * factor:
+            if value == tensor.shape[row.dim] * factor:
                 yield row
 
 
@@ -79,7 +79,10 @@ def mirrored(module: nn.Module, row: Mirror) -> Any:
     state that moves each time it is asked)."""
     path, _, name = row.tensor.rpartition(".")
     owner = module.get_submodule(path) if path else module
-    return None if inspect.isdatadescriptor(getattr(type(owner), name, None)) else getattr(owner, name, None)
+    for store in (owner._parameters, owner._buffers, vars(owner)):
+        if name in store:
+            return store[name]
+    return None
 
 
 @functools.cache

@@ -71,12 +71,14 @@ class Constraints:
         high = max(min(high, size - 1, movable), 0)
         low = min(low, high)
         numbers = np.arange(size if ratio is not None else high + 1)
-        numbers = numbers[(numbers == 0) | ((size - numbers) % stride(group, self.round_to) == 0)]
+        if self.round_to > 1:
+            numbers = numbers[(numbers == 0) | ((size - numbers) % stride(group, self.round_to) == 0)]
         numbers = numbers[numbers <= movable]
         if ratio is not None:  # the next that is at least as small
             return numbers[min(np.searchsorted(numbers, low), len(numbers) - 1)][None]
         allowed = numbers[numbers >= low]
-        worthy = allowed[np.isin(size - allowed, self.useful.get(int(group.units[0]), size - allowed))]
+        useful = self.useful.get(int(group.units[0]))
+        worthy = allowed if useful is None else allowed[np.isin(size - allowed, useful)]
         return worthy if len(worthy) else allowed if len(allowed) else np.array([low])
 
 

@@ -109,10 +109,10 @@ class ChannelGraph:
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
         """The units of every labelled parameter dimension."""
-        roots = self.space.couplings.roots()
+        couplings = self.space.couplings
         order = {name: i for i, name in enumerate(self.space.tensors)}
         return {
-            (name, dim): roots[coordinate.reshape(-1)]
+            (name, dim): couplings.units(coordinate)
             for name, labels in sorted(self.space.parameters.items(), key=lambda item: order.get(item[0], 0))
             for coordinate in labels.coordinates
             for dim in [coordinate.shape.index(coordinate.size)]
@@ -121,13 +121,13 @@ class ChannelGraph:
     @cached_property
     def _producing(self) -> set[tuple[str, int]]:
         """The parameter dimensions that are output channels of filters."""
-        made = self.space.couplings.produced
-        found = set()
-        for name, labels in self.space.parameters.items():
-            for coordinate in labels.coordinates:
-                if made[coordinate].any():
-                    found.add((name, coordinate.shape.index(coordinate.size)))
-        return found
+        couplings = self.space.couplings
+        return {
+            (name, coordinate.shape.index(coordinate.size))
+            for name, labels in self.space.parameters.items()
+            for coordinate in labels.coordinates
+            if couplings.produces(coordinate)
+        }
 
     @cached_property
     def consuming(self) -> set[tuple[str, int]]:
@@ -153,14 +153,19 @@ class ChannelGraph:
             family_of[units] = i
         slices: list[list[Slice]] = [[] for _ in families]
         first_seen: dict[int, IntArray] = {}
+        places: dict[int, list[tuple[int, IntArray, IntArray]]] = {}  # dimensions with the same units share them
         for (name, dim), units in self._vectors.items():
-            for i, indices in _by_family(family_of[units]):
-                own = units[indices]
-                if i not in first_seen:  # units are numbered by where they first occur
-                    first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
-                    position[first_seen[i]] = np.arange(len(first_seen[i]))
+            if id(units) not in places:
+                places[id(units)] = []
+                for i, indices in _by_family(family_of[units]):
+                    own = units[indices]
+                    if i not in first_seen:  # units are numbered by where they first occur
+                        first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
+                        position[first_seen[i]] = np.arange(len(first_seen[i]))
+                    places[id(units)].append((i, indices, position[own]))
+            for i, indices, own in places[id(units)]:
                 produces = (name, dim) in self._producing
-                slices[i].append(Slice(name, dim, indices, position[own], produces, self.space.tensors[name], self))
+                slices[i].append(Slice(name, dim, indices, own, produces, self.space.tensors[name], self))
         found = []
         for i, units in first_seen.items():
             name = next(s for s in slices[i] if s.produces).name.removesuffix(".weight")

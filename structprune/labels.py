@@ -57,8 +57,10 @@ class Labels:
 
     def along(self, dim: int) -> IntArray | None:
         """The coordinate that varies along `dim`, if there is one."""
-        dim %= max(self.ndim, 1)
-        return next((c for c in self.coordinates if c.shape[dim] > 1), None)
+        for coordinate in self.coordinates:
+            if coordinate.shape[dim] > 1:
+                return coordinate
+        return None
 
     def without(self, dims: Iterable[int]) -> tuple[IntArray, ...]:
         """The coordinates that vary along none of `dims`."""
@@ -79,7 +81,9 @@ class Couplings:
         self.pairs: list[tuple[IntArray, IntArray, Any]] = []  # (labels, labels, the node that couples them)
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
         self._produced = np.zeros(1024, bool)
+        self._producing: set[int] = set()  # blocks that are produced as a whole
         self._solved: tuple[tuple[int, int, int], IntArray] | None = None
+        self._units: dict[int, IntArray] = {}  # by leading block: the units of it and of all that it leads
         self._starts = [0]  # by block: its first label; label 0 is a block of its own
         self._leader = [0]  # by block: the earlier block it was united with, or itself
         self._blocks: dict[int, tuple[int, IntArray]] = {}  # id of a block's array -> the block
@@ -99,11 +103,17 @@ class Couplings:
     def produce(self, labels: IntArray) -> None:
         """These are output channels of filters."""
         self._produced[labels] = True
+        if (own := self._own(labels)) is not None:
+            self._producing.add(own)
 
     @property
     def produced(self) -> BoolArray:
         """By label: whether it is an output channel of a filter."""
         return self._produced[: self.count]
+
+    def produces(self, labels: IntArray) -> bool:
+        """Whether any of these is an output channel of a filter."""
+        return self._own(labels) in self._producing or bool(self._produced[labels].any())
 
     def couple(self, a: IntArray, b: IntArray, node: Any) -> None:
         """Element by element, the labels of `a` and `b` (which broadcast) become one unit."""
@@ -113,19 +123,23 @@ class Couplings:
             a, b = np.broadcast_arrays(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         self.pairs.append((a, b, node))
-        one, other = self._block(a), self._block(b)
+        one, other = self.block(a), self.block(b)
         if one is None or other is None:
             self._irregular.append((a, b))
         elif one != other:
             self._leader[max(one, other)] = min(one, other)
 
-    def _block(self, labels: IntArray) -> int | None:
-        """The first of the blocks united with the one that `labels` are, whole and in order; None if they are none."""
+    def _own(self, labels: IntArray) -> int | None:
+        """The block that `labels` are, whole and in order; None if they are none."""
         found = self._blocks.get(id(labels if labels.base is None else labels.base))
-        if found is None or labels.size != found[1].size or labels.strides != found[1].strides:
+        if found is None or labels.size != found[1].size or not labels.flags.c_contiguous:
             return None
-        block = found[0]
-        while self._leader[block] != block:
+        return found[0]
+
+    def block(self, labels: IntArray) -> int | None:
+        """The first of the blocks united with the one that `labels` are: all of these have the same units, in order."""
+        block = self._own(labels)
+        while block is not None and self._leader[block] != block:
             block = self._leader[block]
         return block
 
@@ -138,7 +152,18 @@ class Couplings:
         state = (self.count, len(self.pairs), len(self.fixed))
         if self._solved is None or self._solved[0] != state:
             self._solved = (state, self._solve())
+            self._units = {}
         return self._solved[1]
+
+    def units(self, labels: IntArray) -> IntArray:
+        """The units of labels, in a row: one and the same array for all blocks that were united."""
+        roots = self.roots()
+        block = self.block(labels)
+        if block is None:
+            return roots[labels.reshape(-1)]
+        if block not in self._units:
+            self._units[block] = roots[labels.reshape(-1)]
+        return self._units[block]
 
     def _solve(self) -> IntArray:
         short, leading = self._shortened()

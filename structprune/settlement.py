@@ -42,7 +42,12 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     """The coordinates of values that would have nothing left; most values share theirs with others."""
-    found = {id(c): c for v in graph.space.values.values() for x in labels_in(v) for c in x.coordinates}
+    found: dict[tuple[int | None, int], IntArray] = {}
+    for value in graph.space.values.values():
+        for labels in labels_in(value):
+            for coordinate in labels.coordinates:
+                block = graph.space.couplings.block(coordinate)
+                found[block, id(coordinate) if block is None else 0] = coordinate
     return [c for c in found.values() if view.removed[c].all()]
 
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from .inventory import Inventory, modules_of
 from .plan import PruningPlan
 from .swaps import swap
 
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
@@ -68,16 +70,16 @@ class Slicer:
         """The indices as a tensor."""
         key = (id(indices), device)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(indices, device=device)
+            self._indices[key] = torch.from_numpy(np.array(indices)).to(device)
         return self._indices[key]
 
     def cut(self, data: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
         """A new tensor with the kept indices."""
         if not kept:
             return data.clone()
-        if len(kept) == 2 and 0 in kept and data.device.type == "cpu" and data.is_contiguous():
+        if len(kept) == 2 and 0 in kept and data.numel() > self.BLOCK and data.is_cpu and data.is_contiguous():
             return self._cut_twice(data, kept)
-        for dim in sorted(kept, key=lambda d: len(kept[d]) / data.shape[d]):
+        for dim in sorted(kept, key=lambda d: len(kept[d]) / data.shape[d]) if len(kept) > 1 else kept:
             data = data.index_select(dim, self.index(kept[dim], data.device))
         return data
 
@@ -103,13 +105,16 @@ class Slicer:
 def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Slicer) -> Tensor:
     """A new tensor with the kept indices, and everything else about it unchanged."""
     data = slicer.cut(tensor.detach(), kept)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
+    layout = _LAYOUTS.get(data.ndim)
     if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
         data = data.contiguous(memory_format=layout)
-    out: Tensor = data.requires_grad_(tensor.requires_grad)
-    if isinstance(tensor, nn.Parameter):
-        out = nn.Parameter(data, tensor.requires_grad)
-        out.__class__ = type(tensor)
+    kind = type(tensor)
+    if issubclass(kind, nn.Parameter):
+        out: Tensor = nn.Parameter(data, tensor.requires_grad)
+        if kind is not nn.Parameter:
+            out.__class__ = kind
+    else:
+        out = data.requires_grad_(tensor.requires_grad)
     if tensor.is_leaf and tensor.grad is not None:
         out.grad = slice_tensor(tensor.grad, kept, slicer)
     for key, value in vars(tensor).items():

@@ -23,8 +23,8 @@ FLOORS = """
     commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     shapes swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
-    rules.reduction rules.spatial trace
-    constant_rules mermaid plan rules.indexing rules.recurrent rules.shaping rules.written
+    rules.reduction rules.spatial recorder
+    constant_rules mermaid plan trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask roles surgery
     explanation inflate kinds optimizers storage verify

@@ -59,8 +59,11 @@ class Criterion:
         return part.tensor.is_floating_point() or part.tensor.is_complex()
 
     def _counts(self, part: Slice) -> bool:
-        learned = part.produces or part.consumes or isinstance(part.tensor, nn.Parameter)
-        return {"producers": part.produces, "consumers": part.consumes, "all": learned}[self.slices]
+        if self.slices == "producers":
+            return part.produces
+        if self.slices == "consumers":
+            return part.consumes
+        return part.produces or part.consumes or isinstance(part.tensor, nn.Parameter)
 
     def reduce(self, group: Group, values: Iterable[tuple[Slice, Scores]]) -> Scores:
         """One score for each unit from one value for each index of each slice."""

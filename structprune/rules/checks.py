@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..labels import BoolArray, IntArray, Labels, compress
+from ..labels import BoolArray, Couplings, IntArray, Labels, compress
 from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size, evaluate
 
@@ -24,29 +24,49 @@ class View:
     def __init__(
         self,
         removed: BoolArray,
+        couplings: Couplings,
         values: Mapping[Node, Any],
         attribute: Callable[[View, AttributeOf], int],
     ) -> None:
         self.removed = removed  # by label
+        self.couplings = couplings
         self.values = values
         self.attributes: dict[AttributeOf, int] = {}
         self._attribute = attribute
         self._kept: dict[int, dict[int, IntArray]] = {}
+        self._left: dict[int, IntArray | None] = {}
 
     def kept(self, labels: Labels) -> dict[int, IntArray]:
         """The indices that stay, for each dimension that shrinks."""
         if id(labels) not in self._kept:
             found: dict[int, IntArray] = {}
             for coordinate in labels.coordinates:
-                gone = self.removed[coordinate]
-                for dim, size in enumerate(coordinate.shape if gone.any() else ()):
-                    if size > 1:
-                        others = tuple(d for d in range(gone.ndim) if d != dim)
-                        lost = gone.reshape(-1) if gone.size == size else gone.all(axis=others)
-                        if lost.any():
-                            found[dim] = np.flatnonzero(~lost)
+                if max(coordinate.shape) == coordinate.size:
+                    left = self.left(coordinate)
+                    if left is not None:
+                        found[coordinate.shape.index(coordinate.size)] = left
+                elif self.removed[coordinate].any():
+                    found |= self._kept_of_grid(self.removed[coordinate])
             self._kept[id(labels)] = found
         return self._kept[id(labels)]
+
+    def left(self, vector: IntArray) -> IntArray | None:
+        """The indices of a coordinate along one dimension that stay; None if all do."""
+        block = self.couplings.block(vector)
+        if block is None:
+            return _left(self.removed[vector])
+        if block not in self._left:
+            self._left[block] = _left(self.removed[vector])
+        return self._left[block]
+
+    @staticmethod
+    def _kept_of_grid(gone: BoolArray) -> dict[int, IntArray]:
+        found = {}
+        for dim in (d for d, size in enumerate(gone.shape) if size > 1):
+            lost = gone.all(axis=tuple(d for d in range(gone.ndim) if d != dim))
+            if lost.any():
+                found[dim] = np.flatnonzero(~lost)
+        return found
 
     def shape(self, labels: Labels) -> tuple[int, ...]:
         """The pruned shape of a value."""
@@ -75,6 +95,10 @@ class View:
         if isinstance(argument, slice):
             return slice(*(self.evaluate(a) for a in (argument.start, argument.stop, argument.step)))
         return argument
+
+
+def _left(gone: BoolArray) -> IntArray | None:
+    return np.flatnonzero(~gone) if gone.any() else None
 
 
 def take(array: IntArray, kept: Mapping[int, IntArray]) -> IntArray:

@@ -150,9 +150,9 @@ class Site:
 
     def hold(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
         """The same value with `dims` held at their size."""
-        if not value.coordinates:
+        dims = [d % value.ndim for d in dims] if value.coordinates else ()
+        if not any(c.shape[d] > 1 for c in value.coordinates for d in dims):
             return value
-        dims = [d % value.ndim for d in dims]
         return Labels.of(value.shape, [self.hold_coordinate(c, dims, why) for c in value.coordinates])
 
     def held(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
@@ -167,6 +167,8 @@ class Site:
         if coordinate is None:
             return None
         dim %= value.ndim
+        if coordinate.size == coordinate.shape[dim]:
+            return coordinate.reshape(-1)
         others = [d for d in varying(coordinate) if d != dim]
         return self.hold_coordinate(coordinate, others, "").reshape(-1)
 

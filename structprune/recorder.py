@@ -1,0 +1,292 @@
+"""The recorder: sees every operation of a running model, and writes it down as a node of a graph.
+
+It is a `torch.overrides.TorchFunctionMode`: it sees every call of a public PyTorch function with its Python
+arguments, on real tensors, without looking at autograd. Each node keeps the name of its operation, the path of the
+module that called it, and the line of source that did.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .counting import STATISTICS
+from .frames import caller, source_line
+from .inventory import Inventory
+from .nodes import Graph, Node
+from .ops import Operation, in_place, operation, python_body
+from .program import Program, tensors_in
+from .shapes import stand_in, together
+from .sizes import DimOf, Guard, Size
+from .unseen import UNSEEN, foreign, opaque
+
+_TAG = "_structprune_node"
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
+# Operations whose tensor arguments are positions: what they hold decides where data goes.
+_INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "gather", "index_put", "take", "index"})
+
+# Operations whose result has a shape that depends on values.
+_VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
+
+# Operations for which it matters whose `forward` calls them.
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", *STATISTICS})
+
+
+class ValuesNeeded(BaseException):
+    """The model looks at a value that was not computed."""
+
+
+class Recorder(TorchFunctionMode):
+    """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
+
+    def __init__(
+        self, parts: Inventory, leaves: Callable[[str], bool], computing: bool, lasting: Collection[int] | None
+    ):
+        super().__init__()
+        self.program = Program(Graph())
+        self.leaves = leaves
+        self.names = parts.names
+        self.registered = parts.registered  # the other tensors are mere attributes
+        self.paths = parts.paths
+        self.stack: list[str] = []
+        self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
+        self.inside = False  # whether an operation is running: what it asks of sizes is not the model's question
+        self.failed: str | None = None  # the innermost module whose forward raised
+        self.computing = computing
+        self.lasting = lasting  # ids of the constants of an earlier run, against which new ones show
+        self.on_meta = any(t.is_meta for t in parts.tensors.values())
+        self.constants: dict[int, tuple[Node, Tensor]] = {}
+        self.own = list(parts.tensors.values())  # what must not change: the model's tensors, and the inputs
+        self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
+
+    # -- the interception -------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = operation(function)
+        if known.asks:
+            return function(*args, **kwargs)
+        if known.sizes and isinstance(args[0], Tensor):
+            return self.sizes(known.name, function, args, kwargs)
+        if known.python and not self.leaves(known.name) and function not in self.opened:
+            self.opened.append(function)
+            try:
+                with self:
+                    return python_body(function)(*args, **kwargs)
+            finally:
+                self.opened.pop()
+        return self.record(known, function, args, kwargs)
+
+    def record(
+        self, known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs an operation and adds its node."""
+        inputs: dict[Node, None] = {}
+        sizes: list[Size] = []
+        spelled = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
+        lifted, lifted_kwargs = self.lift(spelled, inputs, sizes)
+        if known.inplace or "out" in kwargs:
+            self.protect(kwargs.get("out", args[0] if args else None))
+        self.inside = True
+        try:
+            out = self.execute(known.name, function, args, kwargs)
+        finally:
+            self.inside = False
+        if known.name in _INDEXING:
+            self.keep_positions(args, kwargs)
+        writes = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
+        reads = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))  # Python gets to see it
+        node = self.add(
+            function, known.name, lifted, lifted_kwargs, inputs,
+            inplace=known.inplace, writes=writes, reads=reads, sizes=sizes,
+        )  # fmt: skip
+        if reads and not self.computing:
+            raise ValuesNeeded
+        self.bind(node, args[0] if known.name == "setitem" else out)
+        return out
+
+    def execute(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Costly operations are answered with zeros, unless values count; batch norms are run without batch
+        statistics: a trace changes no buffer and takes a batch of one."""
+        if not self.computing:
+            if self.needs_values(name, args):
+                raise ValuesNeeded
+            if (zeros := stand_in(name, args, kwargs)) is not None:
+                return zeros
+        if self.on_meta:
+            args, kwargs = together((args, kwargs))
+        if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
+            return args[0].clone()
+        return function(*args, **kwargs)
+
+    def needs_values(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether the shape of the result depends on values, or may: masks as indices, operations without a rule."""
+        masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
+        return masked or name in _VALUED or not self.leaves(name)
+
+    def add(
+        self, function: Callable[..., Any], name: str, args: Any, kwargs: Any, inputs: Any = None, **meta: Any
+    ) -> Node:
+        """The node of an operation, at this place of the model and of its code."""
+        path = self.stack[-1] if self.stack else ""
+        meta.update(op=name, path=path, where=source_line())
+        if name in _NORMS:
+            meta["code"] = caller()
+        return self.program.graph.add("call_function", function, args, kwargs, inputs, meta)
+
+    # -- values and nodes -------------------------------------------------------------------------------
+
+    def bind(self, node: Node, out: Any) -> None:
+        """`out` is from now on what `node` computed."""
+        if isinstance(out, Tensor):
+            node.meta["shape"] = tuple(out.shape)
+            node.meta["dtype"] = out.dtype
+            if id(out) in self.names or id(out) in self.constants:  # not made here: nothing is written on it
+                self.constants[id(out)] = (node, out)
+            else:
+                setattr(out, _TAG, node)
+        elif isinstance(out, list | tuple):
+            for i, item in enumerate(out):
+                if any(True for _ in tensors_in(item)):
+                    meta = {**node.meta, "op": "item", "inplace": False, "sizes": ()}
+                    self.bind(self.program.graph.add("call_function", _item, (node, i), {}, {node: None}, meta), item)
+
+    def node(self, tensor: Tensor) -> Node:
+        """The node that computed `tensor`; a parameter or constant gets one when it is first met."""
+        key = id(tensor)
+        if key in self.constants:
+            return self.constants[key][0]
+        name = self.names.get(key, "")
+        made = None if name else getattr(tensor, _TAG, None)
+        if made is not None and made.graph is self.program.graph:
+            return made
+        if not name and made is None and self.is_new(tensor):
+            return self.unseen(tensor)
+        meta = {"op": "parameter" if name else "constant", "shape": tuple(tensor.shape), "dtype": tensor.dtype}
+        meta |= {"path": name.rpartition(".")[0], "where": "", "tensor": name}
+        meta["plain"] = bool(name) and name not in self.registered
+        if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
+            meta["value"] = tensor
+        node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}", meta=meta)
+        self.constants[key] = (node, tensor)
+        return node
+
+    def is_new(self, tensor: Tensor) -> bool:
+        """Whether a tensor of unknown origin was made in this run; one with a node of another run is older."""
+        return self.lasting is not None and id(tensor) not in self.lasting and not foreign(tensor)
+
+    def unseen(self, tensor: Tensor) -> Node:
+        """What made this tensor went past us, and may have read all that there was."""
+        every = tuple(n for n in self.program.graph.nodes if "shape" in n.meta)
+        node = self.add(opaque, UNSEEN, every, {}, inplace=True, writes=True, reads=False)
+        self.bind(node, tensor)
+        return node
+
+    def lift(self, value: Any, inputs: dict[Node, None], sizes: list[Size]) -> Any:
+        """Arguments with nodes in place of tensors; those nodes, and the sizes, are added to what is given."""
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
+        if kind is Size:
+            sizes.append(value)
+        elif isinstance(value, Tensor):
+            node = self.node(value)
+            inputs[node] = None
+            return node
+        elif isinstance(value, tuple):
+            return tuple([self.lift(v, inputs, sizes) for v in value])
+        elif isinstance(value, list):
+            return [self.lift(v, inputs, sizes) for v in value]
+        elif isinstance(value, dict):
+            return {k: self.lift(v, inputs, sizes) for k, v in value.items()}
+        elif isinstance(value, slice):
+            return slice(*self.lift((value.start, value.stop, value.step), inputs, sizes))
+        return value
+
+    def sizes(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Shapes whose numbers remember the dimension they are the size of."""
+        self.inside = True
+        try:
+            out = function(*args, **kwargs)
+        finally:
+            self.inside = False
+        node = self.node(args[0])
+        node.meta["sized"] = True  # its size went to Python
+        shape = node.meta["shape"]
+        if isinstance(out, torch.Size):
+            return torch.Size([Size(n, DimOf(node, d)) for d, n in enumerate(shape)])
+        if name == "len":  # Python makes it a plain integer
+            self.report(DimOf(node, 0), out)
+            return out
+        if name == "size":
+            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
+            return Size(out, DimOf(node, dim % len(shape)))
+        total: Any = 1
+        for d, n in enumerate(shape):
+            total = Size(n, DimOf(node, d)) * total
+        return total if isinstance(total, Size) else out
+
+    def report(self, origin: Any, value: Any) -> None:
+        """Python looked at a size."""
+        if not self.inside:
+            self.program.guards.append(Guard(origin, value, source_line()))
+
+    def keep_positions(self, args: Any, kwargs: Any) -> None:
+        for tensor in tensors_in((args[1:], kwargs)):
+            if not tensor.is_floating_point():
+                self.node(tensor).meta["value"] = tensor
+
+    # -- leaving no trace on the model ------------------------------------------------------------------
+
+    def protect(self, target: Any) -> None:
+        """Keeps a copy of the model's own tensor that an in-place operation is about to change."""
+        for tensor in tensors_in(target):
+            own = self.stored.get(tensor.untyped_storage().data_ptr()) if tensor.device.type != "meta" else None
+            if own is not None and id(own) not in self.saved:
+                self.saved[id(own)] = (own, own.detach().clone())
+
+    @functools.cached_property
+    def stored(self) -> dict[int, Tensor]:
+        """The tensors that must not change, by where they are stored."""
+        solid = (t for t in self.own if t.device.type != "meta" and t.layout == torch.strided)
+        return {t.untyped_storage().data_ptr(): t for t in solid}
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, value in self.saved.values():
+                tensor.copy_(value)
+
+    # -- where in the model we are ----------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        failed = sys.exc_info()[1]
+        if failed is not None and self.failed is None:
+            self.failed = self.stack[-1]
+        elif isinstance(module, torch.jit.ScriptModule):
+            self.opaque(module, args, output)
+        self.stack.pop()
+
+    def opaque(self, called: Any, inputs: Any, output: Any) -> None:
+        """A call whose inside cannot be seen."""
+        if not self.computing:
+            raise ValuesNeeded
+        name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
+        given = tuple(map(self.node, tensors_in(inputs)))
+        node = self.add(opaque, name, given, {}, inplace=True, writes=True, reads=False)
+        self.bind(node, tuple(t for t in tensors_in(output)))
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
