@@ -18,22 +18,22 @@ def source_line() -> str:
     """`file:line` of the innermost frame that belongs neither to PyTorch nor to structprune."""
     frame = sys._getframe(1)
     while frame is not None:
-        kind = _kind(frame.f_code)
-        if kind == "user":
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        if kind == "start":
+        code = frame.f_code
+        owner = _owner(code.co_filename)
+        if owner == "user":
+            return f"{code.co_filename}:{frame.f_lineno}"
+        if owner == "here" and code.co_name == _START:
             return ""
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 
 
 @cache
-def _kind(code: CodeType) -> str:
-    """Whose code it is."""
-    name = code.co_filename
-    if name.startswith(_HERE):
-        return "start" if code.co_name == _START else "inner"
-    return "inner" if name.startswith((_TORCH, "<")) or "contextlib" in name else "user"
+def _owner(file: str) -> str:
+    """Whose code is in a file."""
+    if file.startswith(_HERE):
+        return "here"
+    return "torch" if file.startswith((_TORCH, "<")) or "contextlib" in file else "user"
 
 
 def caller() -> CodeType:

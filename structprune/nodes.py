@@ -124,13 +124,16 @@ def _collect(value: Any, into: dict[Node, None]) -> None:
         _collect((value.start, value.stop, value.step), into)
 
 
+_ATOMS = frozenset({int, float, bool, str, type(None)})
+
+
 def map_nodes(function: Callable[[Node], Any], value: Any) -> Any:
     """Arguments with `function` applied to the nodes in them."""
     kind = type(value)
     if kind is Node:
         return function(value)
     if kind is tuple:
-        return tuple([map_nodes(function, v) for v in value])
+        return tuple([v if type(v) in _ATOMS else map_nodes(function, v) for v in value])
     if kind is list:
         return [map_nodes(function, v) for v in value]
     if kind is dict:

@@ -203,7 +203,7 @@ class Recorder(TorchFunctionMode):
             inputs[node] = None
             return node
         elif isinstance(value, tuple):
-            return tuple([self.lift(v, inputs, sizes) for v in value])
+            return tuple([v if type(v) in _ATOMS else self.lift(v, inputs, sizes) for v in value])
         elif isinstance(value, list):
             return [self.lift(v, inputs, sizes) for v in value]
         elif isinstance(value, dict):

@@ -145,12 +145,16 @@ Size.__divmod__ = lambda self, other: (self // other, self % other)  # type: ign
 Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment, misc]
 
 
+_LISTS = frozenset({tuple, list})
+
+
 def attributes_as_sizes(path: str, state: dict[str, Any], shapes: bool) -> None:
     """The integers among a module's attributes, and with `shapes` those in its short tuples and lists, become sizes."""
-    for key, value in state.items():
-        if type(value) is int:
-            state[key] = Size(value, AttributeOf(path, key))
-        elif shapes and type(value) in (tuple, list) and 0 < len(value) <= 16 and all(type(n) is int for n in value):
+    for key in [key for key, value in state.items() if type(value) is int]:
+        state[key] = Size(state[key], AttributeOf(path, key))
+    for key in [key for key, value in state.items() if type(value) in _LISTS] if shapes else ():
+        value = state[key]
+        if 0 < len(value) <= 16 and all(type(n) is int for n in value):
             state[key] = type(value)(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
 
 

@@ -24,6 +24,7 @@ from .sizes import attributes_as_sizes, guarding
 from .unseen import seen_scripts
 
 _DICTS = frozenset({dict, OrderedDict})
+_EMPTY: dict[str, Any] = {}
 
 
 def trace(
@@ -69,7 +70,7 @@ def _trace(
                 continue
             state = vars(module)
             before.append((state, state.copy()))
-            before += [(value, value.copy()) for value in state.values() if type(value) in _DICTS]
+            before += [(v, v.copy() if v else _EMPTY) for v in state.values() if type(v) in _DICTS]
             state["training"] = call.training
             if "_compiled_call_impl" in state:
                 state["_compiled_call_impl"] = None
