@@ -5,6 +5,7 @@ interpret every program -> solve -> rectangles -> try removals, fix what does no
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -258,6 +259,17 @@ class Space:
             self._probed = (roots, views)
         return self._probed[1]
 
+    def arranged(self, links: Iterable[tuple[IntArray, Any]] | None) -> Space:
+        """The same space with other columns in its balanced grids (see `Couplings.arranged`); None leaves rows free,
+        which no plan can be made of."""
+        other = copy.copy(self)
+        other.couplings = self.couplings.arranged(links or ())
+        other.grids, other.checks = list(self.grids), list(self.checks)
+        other._families = other._probed = None
+        if links is not None:
+            other._settle()
+        return other
+
     # -- asking -----------------------------------------------------------------------------------------
 
     def families(self) -> list[IntArray]:
@@ -287,9 +299,10 @@ class Space:
         order = np.argsort(signature[present], kind="stable")
         return np.split(present[order], np.flatnonzero(np.diff(signature[present][order])) + 1)
 
-    def view(self, removed_units: BoolArray) -> View:
-        """The model without these units (a mask over unit numbers)."""
-        view = View(removed_units[self.couplings.roots()], self.couplings, self.values, self._attribute)
+    def view(self, removed_units: BoolArray, couplings: Couplings | None = None) -> View:
+        """The model without these units: a mask over unit numbers, those of other couplings if they are given."""
+        couplings = couplings or self.couplings
+        view = View(removed_units[couplings.roots()], couplings, self.values, self._attribute)
         for check in self.checks:
             leaf = check.size.origin if isinstance(check, Requirement) else None
             if isinstance(check, Requirement) and isinstance(leaf, AttributeOf) and leaf not in self._mirrors:

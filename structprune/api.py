@@ -193,7 +193,7 @@ def prune(
 
 def report_on(graph: ChannelGraph, made: PruningPlan, check: Verification | None) -> Report:
     """What a plan does to the model of a graph; what is fixed, and the diagram, are looked up when asked for."""
-    view = graph.view(removed_units(graph, made))
+    view = graph.under(made)
     widths = {}
     for group in graph.groups:
         for part in group.slices:
@@ -206,19 +206,6 @@ def report_on(graph: ChannelGraph, made: PruningPlan, check: Verification | None
         (cost.parameters(graph), cost.parameters(graph, view)), (cost.macs(graph), cost.macs(graph, view)),
         widths, check, lambda: graph.fixed, made.notes, 0.0, find_diagram=lambda: draw(graph, view),
     )  # fmt: skip
-
-
-def removed_units(graph: ChannelGraph, made: PruningPlan) -> Any:
-    """The units of the graph that a plan removes."""
-    import numpy as np
-
-    gone = [
-        group.units[np.unique(part.units[~np.isin(part.indices, made.kept[part.name][part.dim])])]
-        for group in graph.groups
-        for part in group.slices[:1]
-        if part.dim in made.kept.get(part.name, {})
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *gone])
 
 
 def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:

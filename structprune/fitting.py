@@ -23,7 +23,7 @@ def check_fits(plan: PruningPlan, parts: Inventory) -> None:
         )
     _check_kept(plan, plan.kept, parts.registered)
     _check_kept(plan, plan.tensors, parts.tensors)
-    if parts.fingerprint() != plan.fingerprint:
+    if parts.fingerprint != plan.fingerprint:
         raise PlanError(
             "the plan is for another model: names, shapes or ties of parameters that it does not touch differ"
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,8 @@ from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
+
+    from .plan import PruningPlan
 
 
 ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
@@ -103,8 +105,14 @@ class ChannelGraph:
         self.space = space
         self.call = call  # the first example
         self.model = parts.model
-        self.fingerprint = parts.fingerprint()
+        self.fingerprint = parts.fingerprint
         self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
+
+    def arranged(self, links: Iterable[tuple[IntArray, Any]] | None) -> ChannelGraph:
+        """The same graph with other columns in its balanced grids; see `Space.arranged`."""
+        graph = ChannelGraph(self.parts, self.space.arranged(links), self.call)
+        graph.widths, graph._producing = self.widths, self._producing
+        return graph
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
@@ -264,6 +272,19 @@ class ChannelGraph:
         mask = np.zeros(int(self.space.couplings.roots().max()) + 1, bool)
         mask[removed] = True
         return self.space.view(mask)
+
+    def under(self, plan: PruningPlan) -> View:
+        """The model under a plan for it."""
+        free = self.space.couplings.arranged(())
+        gone = np.zeros(free.count, bool)
+        for name, dims in plan.cut.items():
+            for dim, indices in dims.items():
+                labels = self.space.parameters[name].along(dim)
+                if labels is not None:
+                    gone[np.delete(labels.reshape(-1), indices)] = True
+        units = np.zeros(int(free.roots().max()) + 1, bool)
+        units[free.roots()[gone]] = True
+        return self.space.view(units, free)
 
     def reasons(self) -> dict[str, int]:
         """How many parameter dimensions each reason fixes, wherever it does."""

@@ -94,12 +94,17 @@ class Inventory:
         rows.sort()
         return rows
 
-    def fingerprint(self, cut: Mapping[str, Mapping[int, Sequence[int]]] | None = None) -> str:
-        """A hash of the names, shapes and ties of parameters and buffers, as they are or as `cut` leaves them.
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the names, shapes and ties of parameters and buffers.
 
         The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
         """
-        kept = {id(self.tensors[name]): dims for name, dims in (cut or {}).items() if name in self.tensors}
+        return self.fingerprint_after({})
+
+    def fingerprint_after(self, cut: Mapping[str, Mapping[int, Sequence[int]]]) -> str:
+        """The fingerprint of what a plan that cuts the tensors so will make of the model."""
+        kept = {id(self.tensors[name]): dims for name, dims in cut.items() if name in self.tensors}
         first: dict[int, str] = {}
         named = []
         for name, kind, key, shape in self._rows:
@@ -121,4 +126,4 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def fingerprint(model: nn.Module) -> str:
     """The hash of a model's names, shapes and ties; see `Inventory.fingerprint`."""
-    return Inventory(model).fingerprint()
+    return Inventory(model).fingerprint

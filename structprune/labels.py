@@ -6,6 +6,7 @@ removed: it means *fixed*.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -82,15 +83,17 @@ class Couplings:
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
         self._produced = np.zeros(1024, bool)
         self._producing: set[int] = set()  # blocks that are produced as a whole
-        self._solved: tuple[tuple[int, int, int], IntArray] | None = None
+        self._roots: IntArray | None = None
         self._units: dict[int, IntArray] = {}  # by leading block: the units of it and of all that it leads
         self._starts = [0]  # by block: its first label; label 0 is a block of its own
         self._leader = [0]  # by block: the earlier block it was united with, or itself
         self._blocks: dict[int, tuple[int, IntArray]] = {}  # id of a block's array -> the block
         self._irregular: list[tuple[IntArray, IntArray]] = []
+        self.grids: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node that wants them balanced)
 
     def new(self, size: int) -> IntArray:
         """`size` labels that nobody has used yet."""
+        self._roots = None
         labels = np.arange(self.count, self.count + size)
         self._blocks[id(labels)] = (len(self._starts), labels)
         self._leader.append(len(self._starts))
@@ -119,6 +122,7 @@ class Couplings:
         """Element by element, the labels of `a` and `b` (which broadcast) become one unit."""
         if a is b:
             return
+        self._roots = None
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
@@ -128,6 +132,23 @@ class Couplings:
             self._irregular.append((a, b))
         elif one != other:
             self._leader[max(one, other)] = min(one, other)
+
+    def balance(self, grid: IntArray, node: Any) -> None:
+        """Every row of `grid` must lose equally many labels: column by column, until `arranged` says otherwise."""
+        self._roots = None
+        self.grids.append((grid, node))
+        self.pairs.append((grid.reshape(-1), np.broadcast_to(grid[:1], grid.shape).reshape(-1), node))
+
+    def arranged(self, links: Iterable[tuple[IntArray, Any]]) -> Couplings:
+        """The same couplings, with the columns of these arrays in place of those of all balanced grids."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict | set):
+                setattr(other, name, value.copy())
+        other.grids, other._roots = [], None
+        for rows, node in links:
+            other.couple(rows, np.broadcast_to(rows[:1], rows.shape), node)
+        return other
 
     def _own(self, labels: IntArray) -> int | None:
         """The block that `labels` are, whole and in order; None if they are none."""
@@ -145,20 +166,19 @@ class Couplings:
 
     def fix(self, labels: IntArray, why: str, node: Any) -> None:
         """None of `labels` can be removed."""
+        self._roots = None
         self.fixed.append((labels.reshape(-1), why, node))
 
     def roots(self) -> IntArray:
         """For each label the number of its unit; 0 for everything that is fixed."""
-        state = (self.count, len(self.pairs), len(self.fixed))
-        if self._solved is None or self._solved[0] != state:
-            self._solved = (state, self._solve())
+        if self._roots is None:
+            self._roots = self._solve()
             self._units = {}
-        return self._solved[1]
+        return self._roots
 
     def units(self, labels: IntArray) -> IntArray:
         """The units of labels, in a row: one and the same array for all blocks that were united."""
-        roots = self.roots()
-        block = self.block(labels)
+        roots, block = self.roots(), self.block(labels)
         if block is None:
             return roots[labels.reshape(-1)]
         if block not in self._units:
@@ -167,12 +187,14 @@ class Couplings:
 
     def _solve(self) -> IntArray:
         short, leading = self._shortened()
-        left = [short[a] for a, _ in self._irregular] + [short[a] for a, _, _ in self.fixed]
-        right = [short[b] for _, b in self._irregular] + [np.zeros(len(a), np.int32) for a, _, _ in self.fixed]
+        columns = [(grid[1:].reshape(-1), np.tile(grid[0], len(grid) - 1)) for grid, _ in self.grids]
+        left = [short[a] for a, _ in (*self._irregular, *columns)] + [short[a] for a, _, _ in self.fixed]
+        right = [short[b] for _, b in (*self._irregular, *columns)]
+        right += [np.zeros(len(a), np.int32) for a, _, _ in self.fixed]
         if not left:
             return short.astype(np.int64)
-        rows, columns = np.concatenate(left), np.concatenate(right)
-        adjacency = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(leading, leading))
+        ends = np.concatenate(left), np.concatenate(right)
+        adjacency = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(leading, leading))
         _, component = connected_components(adjacency, directed=False)
         # Label 0 comes first, so its component is number 0.
         return component[short].astype(np.int64)

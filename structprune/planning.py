@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .balance import balanced
 from .collector import paused
 from .constraints import Constraints, Selector, check_ratio, read_constraints
 from .decision import Request, decide
@@ -77,8 +78,11 @@ def plan(
     share, limits, latency = _read_amount(graph, ratio, target, scope, allocation)
     constraints = read_constraints(graph, exclude, include, ratios, min_ratio, max_ratio, round_to)
     _check_limits(ratio, constraints)
-    groups = included(graph, constraints)
-    scores = rank(graph, groups, importance, scope == "global" or allocation == "knapsack")
+    measure = find_importance(importance)
+    how = normalization_of(measure)
+    graph, groups, scores = ranked(graph, constraints, measure)
+    if scope == "global" or allocation == "knapsack":
+        scores = normalized(groups, scores, how)
     with paused():
         return decide(Request(graph, groups, scores, constraints, scope, allocation, share, limits, latency))
 
@@ -151,14 +155,29 @@ def _check_limits(ratio: float | None, constraints: Constraints) -> None:
         )
 
 
-def rank(graph: ChannelGraph, groups: list[Group], importance: Any, across: bool = False) -> list[Scores]:
-    """The scores of every group's units; `across` makes them comparable across groups."""
-    measure = find_importance(importance)
-    how = normalization_of(measure)
+def ranked(
+    graph: ChannelGraph, constraints: Constraints, measure: Importance
+) -> tuple[ChannelGraph, list[Group], list[Scores]]:
+    """The groups that may shrink and the scores of their units, in a graph whose rows are balanced by those scores.
+
+    Raises NothingToPruneError if no group can lose anything.
+    """
+
+    def of_all(free: ChannelGraph) -> list[Scores]:
+        chosen = included(free, constraints)
+        found = dict(zip(map(id, chosen), rank(free, chosen, measure), strict=True))
+        return [found.get(id(group), np.zeros(len(group))) for group in free.groups]
+
+    tight, scores = balanced(graph, of_all)
+    groups = included(tight, constraints)
+    return tight, groups, [scores[group.units] for group in groups]
+
+
+def rank(graph: ChannelGraph, groups: Sequence[Group], measure: Importance) -> list[Scores]:
+    """The scores of every group's units."""
     if hasattr(measure, "prepare"):
         measure.prepare(graph)
-    scores = [_scores(measure, group) for group in groups]
-    return normalized(groups, scores, how) if across else scores
+    return [_scores(measure, group) for group in groups]
 
 
 def find_importance(importance: Any) -> Importance:

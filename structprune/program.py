@@ -45,7 +45,7 @@ class Program:
         noise: set[Node] = set()
         rows: list[Any] = []
         for node in self.graph.nodes:
-            operands, shape, op = node.all_input_nodes, node.meta.get("shape"), node.meta["op"]
+            operands, shape, op = node.inputs, node.meta.get("shape"), node.meta["op"]
             values = [n for n in operands if n not in noise]
             if shape == () and all(n.meta.get("shape") == () for n in operands):
                 number[node] = -1  # a counter of batches: it has no channels
@@ -63,22 +63,25 @@ class Program:
 
 def _outlined(value: Any, number: Mapping[Node, int], exactly: bool = True) -> Any:
     """Arguments with numbers in place of values, and sizes by what they are the size of."""
-    if isinstance(value, Size):
-        return _outlined(value.origin, number)
-    if isinstance(value, DimOf):
-        return "size", number.get(value.value, -1), value.dim
-    if isinstance(value, Computed):
-        return value.function, _outlined(value.operands, number)
-    if isinstance(value, slice):
-        return "slice", _outlined((value.start, value.stop, value.step), number)
-    if isinstance(value, tuple | list):
-        return tuple([_outlined(item, number, exactly) for item in value])
-    if isinstance(value, dict):
-        return tuple([(key, _outlined(item, number, exactly)) for key, item in value.items()])
-    if isinstance(value, Node):
+    kind = type(value)
+    if kind is int or value is None or kind is str:
+        return value
+    if kind is bool or kind is float:
+        return value if exactly else None
+    if kind is Node:
         return "value", number.get(value, -1)
-    if isinstance(value, bool | float) and not exactly:
-        return None
+    if kind is tuple or kind is list:
+        return tuple([_outlined(item, number, exactly) for item in value])
+    if kind is dict:
+        return tuple([(key, _outlined(item, number, exactly)) for key, item in value.items()])
+    if kind is Size:
+        return _outlined(value.origin, number)
+    if kind is DimOf:
+        return "size", number.get(value.value, -1), value.dim
+    if kind is Computed:
+        return value.function, _outlined(value.operands, number)
+    if kind is slice:
+        return "slice", _outlined((value.start, value.stop, value.step), number)
     return value if isinstance(value, Hashable) else id(value)
 
 

@@ -18,7 +18,7 @@ from .errors import ArgumentError, ArgumentTypeError, MissingPackageError
 from .graph import ALMOST, ChannelGraph, Group
 from .importance import Importance
 from .mask import zeroed
-from .planning import check_graph, included, rank
+from .planning import check_graph, find_importance, ranked
 from .settlement import settle
 
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -143,10 +143,10 @@ def sensitivity(
         raise ArgumentTypeError(f"evaluate must be a function of a model, not {evaluate!r}")
     tried = _read_tried(ratios)
     constraints = read_constraints(graph, exclude, include, None, 0.0, 1.0, 1)
-    groups = included(graph, constraints)
+    graph, groups, ranking = ranked(graph, constraints, find_importance(importance))
     baseline = _measure(graph, evaluate, groups[0].units[:0])
     rows = []
-    for group, scores in zip(groups, rank(graph, groups, importance), strict=True):
+    for group, scores in zip(groups, ranking, strict=True):
         units = group.units[np.argsort(scores, kind="stable")]
         drops: dict[float, float] = {}
         last, value = 0, baseline

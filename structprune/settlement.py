@@ -77,7 +77,7 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
     registered = graph.parts.registered
     tensors = {name: kept.pop(name) for name in list(kept) if name not in registered}
-    becomes = graph.parts.fingerprint({**kept, **tensors})
+    becomes = graph.parts.fingerprint_after({**kept, **tensors})
     prints = graph.fingerprint, notes, becomes
     return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, *prints)
 

@@ -12,11 +12,13 @@ import numpy as np
 from torch import nn
 
 from .api import Result, analyze, report_on
+from .balance import balanced
 from .collector import paused
 from .constants import Knowns
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .folding import Edits, edits_of
 from .graph import ChannelGraph
+from .importance import L1
 from .inventory import fingerprint
 from .liveness import Liveness
 from .mask import zeroed
@@ -117,7 +119,7 @@ def _shrunk(
     """The model of a graph without its dead channels."""
     masked = graph.model
     with paused():
-        liveness, plan = find_dead(graph)
+        liveness, plan = find_dead(by_zeros(graph))
         edits = edits_of(liveness)
     plan = replace(plan, swaps={**plan.swaps, **{p: ("bias", len(b)) for p, b in edits.biases.items()}})
     small = _cut(masked, plan, edits)
@@ -138,6 +140,14 @@ def _cut(masked: nn.Module, plan: PruningPlan, edits: Edits) -> nn.Module:
         small = apply(plan, masked)
     edits.fill(small)
     return small
+
+
+def by_zeros(graph: ChannelGraph) -> ChannelGraph:
+    """The graph in which dead channels of a balanced grid are units with dead channels of its other rows."""
+    if not graph.space.couplings.grids:
+        return graph
+    criterion = L1(group=True)
+    return balanced(graph, lambda free: [criterion(group) for group in free.groups])[0]
 
 
 def find_dead(graph: ChannelGraph) -> tuple[Liveness, PruningPlan]:
@@ -184,6 +194,6 @@ def plan_from_masks(model: nn.Module, example_inputs: Any) -> PruningPlan:
     `shrink` removes more: whatever zeros made dead, though not everything that belongs to it is zero. Raises what
     `analyze` raises.
     """
-    graph = analyze(unmask(unwrap(model)), example_inputs)
+    graph = by_zeros(analyze(unmask(unwrap(model)), example_inputs))
     with paused():
         return settle(graph, dead_by_zeros(graph))[0]

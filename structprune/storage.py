@@ -71,7 +71,7 @@ def save(
     parts = Inventory(result.model)
     check_model(parts)
     check_values(result.model)
-    if result.plan.becomes not in ("", parts.fingerprint()):
+    if result.plan.becomes not in ("", parts.fingerprint):
         raise ArgumentError(
             "the model is not what its plan makes: names, shapes or ties of parameters have changed since"
         )

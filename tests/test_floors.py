@@ -33,7 +33,7 @@ FLOORS = """
     importance.base liveness
     folding importance.activations importance.gradients importance.weights
     importance regularize
-    selection
+    balance selection
     budget
     decision
     planning

@@ -826,7 +826,7 @@ def test_a_plan_that_gives_a_bias_to_what_has_one() -> None:
 
 
 def test_the_order_of_registration_does_not_matter_to_a_fingerprint() -> None:
-    from structprune.program import fingerprint
+    from structprune.inventory import fingerprint
 
     model = plain(bias=True)
     before = fingerprint(model)

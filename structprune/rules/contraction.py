@@ -68,8 +68,9 @@ def _bias(site: Site, out: IntArray | None, weight: Labels, bias: Labels) -> Int
 def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: int) -> IntArray | None:
     """Inputs are a [groups, i] grid and outputs a [groups, o] grid: whole groups leave, or whole columns.
 
-    The weight [groups * o, i] shares its dimension 1 between the groups. Columns leave index j of every
-    group; that suits few wide groups. Rows leave all of a group, and `groups` itself changes.
+    The weight [groups * o, i] shares its dimension 1 between the groups, so an input leaves at index j of every group;
+    outputs may leave each group at another index. That suits few wide groups. Rows leave all of a group, and `groups`
+    itself changes.
     """
     count = int(groups)
     inside, out = site.vector(weight, 1), site.vector(weight, 0)
@@ -86,7 +87,7 @@ def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: in
         _require_groups(site, groups, grid[:, 0])
         return out
     if outputs is not None:
-        site.couple(outputs, outputs[:1])
+        site.balance(outputs)
     if inside is None or grid is None or not site.zero(weight, input):
         for labels in (inside, grid):
             if labels is not None:
@@ -134,7 +135,7 @@ def transposed_convolution(
             out = np.repeat(grid[:, 0], width)
         else:
             if grid is not None:
-                site.couple(grid, grid[:1])
+                site.balance(grid)
             site.produce(inside)
             out = np.tile(inside, count) if inside is not None else None
     if bias is not None:

@@ -160,7 +160,7 @@ def group_norm(
         rows = lambda view: int((~view.removed[units]).sum())  # noqa: E731
         site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
     else:
-        site.couple(grid, grid[:1])
+        site.balance(grid)
         if not zero and not stays_stock(site, grid.size):
             site.fix(grid, NOT_ZERO)
         compensate(site, grid.size, grid.reshape(-1))

@@ -132,6 +132,10 @@ class Site:
         """Labels that meet here live or die together."""
         self.couplings.couple(a, b, self.node)
 
+    def balance(self, grid: IntArray) -> None:
+        """Every row of the grid must lose equally many labels."""
+        self.couplings.balance(grid, self.node)
+
     def fix(self, labels: IntArray, why: str) -> None:
         """Labels that cannot be removed."""
         self.couplings.fix(labels, why, self.node)
