@@ -268,6 +268,8 @@ class Space:
         other._families = other._probed = None
         if links is not None:
             other._settle()
+        while other._rectangles():
+            pass
         return other
 
     # -- asking -----------------------------------------------------------------------------------------
@@ -299,10 +301,9 @@ class Space:
         order = np.argsort(signature[present], kind="stable")
         return np.split(present[order], np.flatnonzero(np.diff(signature[present][order])) + 1)
 
-    def view(self, removed_units: BoolArray, couplings: Couplings | None = None) -> View:
-        """The model without these units: a mask over unit numbers, those of other couplings if they are given."""
-        couplings = couplings or self.couplings
-        view = View(removed_units[couplings.roots()], couplings, self.values, self._attribute)
+    def view(self, removed_units: BoolArray) -> View:
+        """The model without these units (a mask over unit numbers)."""
+        view = View(removed_units[self.couplings.roots()], self.couplings, self.values, self._attribute)
         for check in self.checks:
             leaf = check.size.origin if isinstance(check, Requirement) else None
             if isinstance(check, Requirement) and isinstance(leaf, AttributeOf) and leaf not in self._mirrors:

@@ -29,7 +29,14 @@ def balanced(graph: ChannelGraph, rank: Rank) -> tuple[ChannelGraph, Scores]:
     free = graph.arranged(None)
     scores = _of_units(free, rank)
     tight = graph.arranged(_links(graph, free, scores))
+    if _movable(tight) < _movable(graph):  # some operation ties rows in a way that shows only now
+        tight = graph
     return tight, _summed(free, tight, scores)
+
+
+def _movable(graph: ChannelGraph) -> int:
+    """How many units there are."""
+    return len(np.unique(graph.space.couplings.roots()))
 
 
 def _of_units(graph: ChannelGraph, rank: Rank) -> Scores:

@@ -275,16 +275,15 @@ class ChannelGraph:
 
     def under(self, plan: PruningPlan) -> View:
         """The model under a plan for it."""
-        free = self.space.couplings.arranged(())
-        gone = np.zeros(free.count, bool)
+        free = self.arranged(None) if self.space.couplings.grids else self
+        return free.view(free.removed(plan))
+
+    def removed(self, plan: PruningPlan) -> IntArray:
+        """The units of which a plan removes anything."""
+        found = [np.zeros(0, np.int64)]
         for name, dims in plan.cut.items():
-            for dim, indices in dims.items():
-                labels = self.space.parameters[name].along(dim)
-                if labels is not None:
-                    gone[np.delete(labels.reshape(-1), indices)] = True
-        units = np.zeros(int(free.roots().max()) + 1, bool)
-        units[free.roots()[gone]] = True
-        return self.space.view(units, free)
+            found += [np.delete(self._vectors[name, dim], indices) for dim, indices in dims.items()]
+        return np.unique(np.concatenate(found))
 
     def reasons(self) -> dict[str, int]:
         """How many parameter dimensions each reason fixes, wherever it does."""

@@ -45,6 +45,21 @@ class Nested(nn.Module):
         return self.head(self.norm(x + self.conv(self.down(x).relu())).relu())
 
 
+class Shuffled(nn.Module):
+    """A channel shuffle written as views: the values between are rectangles of groups and channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.inner = nn.Conv2d(16, 24, 3, groups=2)
+        self.head = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(self.conv(x).relu())
+        n, c, h, w = x.shape
+        return self.head(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).relu())
+
+
 class Tied(nn.Module):
     """Halves that are multiplied: index j of one goes with index j of the other, whatever the scores."""
 
@@ -98,13 +113,14 @@ def test_rows_inside_of_rows_stay_balanced() -> None:
     assert (np.bincount(np.array(result.plan.kept["conv.weight"][0]) // 16) == 8).all()
 
 
-def test_rows_that_are_tied_go_by_columns() -> None:
-    model = made(Tied)
-    kept = np.array(assert_exact(model, images(), 0.5).plan.kept["conv.weight"][0]).reshape(2, -1)
-    assert (kept[0] == kept[1] - 8).all()
+@pytest.mark.parametrize(("build", "name", "width"), [(Tied, "conv.weight", 8), (Shuffled, "inner.weight", 12)])
+def test_rows_that_are_tied_go_by_columns(build: Any, name: str, width: int) -> None:
+    kept = np.array(assert_exact(made(build), images(), 0.5).plan.kept[name][0]).reshape(2, -1)
+    assert kept.shape[1] == width // 2
+    assert (kept[0] == kept[1] - width).all()
 
 
-@pytest.mark.parametrize("build", [norms, grouped, transposed, Nested, Tied])
+@pytest.mark.parametrize("build", [norms, grouped, transposed, Nested, Shuffled, Tied])
 @pytest.mark.parametrize("settings", [
     {"ratio": 0.4, "scope": "global"}, {"target": {"macs": 0.5}}, {"ratio": 0.5, "round_to": 4},
     {"target": {"params": 0.6}, "allocation": "knapsack"}, {"ratio": 0.5, "importance": sp.importance.FPGM()},
