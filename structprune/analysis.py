@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,16 @@ class Space:
 
     # -- asking -----------------------------------------------------------------------------------------
 
+    @cached_property
+    def dimensions(self) -> list[tuple[str, int, IntArray]]:
+        """Every labelled dimension of a parameter, in the order of the model: name, dimension and labels."""
+        names = (name for name in self.tensors if name in self.parameters)
+        return [
+            (name, coordinate.shape.index(coordinate.size), coordinate)
+            for name in names
+            for coordinate in self.parameters[name].coordinates
+        ]
+
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""
         roots = self.couplings.roots()
@@ -283,11 +294,10 @@ class Space:
 
     def _families_of(self, roots: IntArray) -> list[IntArray]:
         """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
-        where = [labels for value in self.parameters.values() for labels in value.coordinates]
-        marks = np.random.default_rng(0).integers(1, 2**62, len(where), dtype=np.uint64).tolist()
+        marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.uint64).tolist()
         sums: dict[int, int] = {}  # dimensions with the same units are marked together
         units: dict[int, IntArray] = {}
-        for labels, mark in zip(where, marks, strict=True):
+        for (_, _, labels), mark in zip(self.dimensions, marks, strict=True):
             same = self.couplings.units(labels)
             units[id(same)] = same
             sums[id(same)] = sums.get(id(same), 0) + mark

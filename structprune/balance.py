@@ -86,5 +86,4 @@ def _summed(free: ChannelGraph, tight: ChannelGraph, scores: Scores) -> Scores:
     """The scores of units, from those of the units they are made of."""
     into = np.zeros(len(scores), np.int64)
     into[free.space.couplings.roots()] = tight.space.couplings.roots()
-    total: Scores = np.bincount(into, scores, int(tight.space.couplings.roots().max()) + 1)
-    return total
+    return np.bincount(into, scores, int(tight.space.couplings.roots().max()) + 1).astype(np.float64)

@@ -65,7 +65,8 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
 
 def mirrors(module: nn.Module) -> Iterator[Mirror]:
     """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
-    for row in _rows(type(module)):
+    kind: Any = type(module)
+    for row in _rows(kind):
         tensor = mirrored(module, row)
         if tensor is not None and tensor.ndim > row.dim:
             value = getattr(module, row.attribute, None)

@@ -75,7 +75,7 @@ class Constraints:
             numbers = numbers[(numbers == 0) | ((size - numbers) % stride(group, self.round_to) == 0)]
         numbers = numbers[numbers <= movable]
         if ratio is not None:  # the next that is at least as small
-            return numbers[min(np.searchsorted(numbers, low), len(numbers) - 1)][None]
+            return numbers[min(int(np.searchsorted(numbers, low)), len(numbers) - 1)][None]
         allowed = numbers[numbers >= low]
         useful = self.useful.get(int(group.units[0]))
         worthy = allowed if useful is None else allowed[np.isin(size - allowed, useful)]

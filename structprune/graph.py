@@ -117,25 +117,14 @@ class ChannelGraph:
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
         """The units of every labelled parameter dimension."""
-        couplings = self.space.couplings
-        order = {name: i for i, name in enumerate(self.space.tensors)}
-        return {
-            (name, dim): couplings.units(coordinate)
-            for name, labels in sorted(self.space.parameters.items(), key=lambda item: order.get(item[0], 0))
-            for coordinate in labels.coordinates
-            for dim in [coordinate.shape.index(coordinate.size)]
-        }
+        units = self.space.couplings.units
+        return {(name, dim): units(labels) for name, dim, labels in self.space.dimensions}
 
     @cached_property
     def _producing(self) -> set[tuple[str, int]]:
         """The parameter dimensions that are output channels of filters."""
-        couplings = self.space.couplings
-        return {
-            (name, coordinate.shape.index(coordinate.size))
-            for name, labels in self.space.parameters.items()
-            for coordinate in labels.coordinates
-            if couplings.produces(coordinate)
-        }
+        produces = self.space.couplings.produces
+        return {(name, dim) for name, dim, labels in self.space.dimensions if produces(labels)}
 
     @cached_property
     def consuming(self) -> set[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def plan(
     _check_limits(ratio, constraints)
     measure = find_importance(importance)
     how = normalization_of(measure)
-    graph, groups, scores = ranked(graph, constraints, measure)
+    with nullcontext() if hasattr(measure, "prepare") else paused():  # data is streamed with the collector on
+        graph, groups, scores = ranked(graph, constraints, measure)
     if scope == "global" or allocation == "knapsack":
         scores = normalized(groups, scores, how)
     with paused():

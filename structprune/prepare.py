@@ -37,7 +37,8 @@ def check_model(parts: Inventory) -> None:
         raise UnsupportedModelError("the model is scripted (torch.jit); pass the nn.Module it was scripted from")
     for path, module in parts.modules.items():
         where = f"the module {path!r}" if path else "the model"
-        if refusal := _refusal(type(module)):
+        kind: Any = type(module)
+        if refusal := _refusal(kind):
             raise UnsupportedModelError(f"{where} is {refusal}")
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
@@ -52,7 +53,7 @@ def check_model(parts: Inventory) -> None:
 
 
 @functools.cache
-def _refusal(kind: type[nn.Module]) -> str:
+def _refusal(kind: Any) -> str:
     """What a class of modules is that cannot be sliced, and the way out; empty for all others."""
     name, home = kind.__name__, kind.__module__
     if "quantized" in home and not home.startswith("structprune"):

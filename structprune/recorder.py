@@ -171,8 +171,8 @@ class Recorder(TorchFunctionMode):
             return made
         if not name and made is None and self.is_new(tensor):
             return self.unseen(tensor)
-        meta = {"op": "parameter" if name else "constant", "shape": tuple(tensor.shape), "dtype": tensor.dtype}
-        meta |= {"path": name.rpartition(".")[0], "where": "", "tensor": name}
+        meta: dict[str, Any] = {"op": "parameter" if name else "constant", "path": name.rpartition(".")[0], "where": ""}
+        meta |= {"shape": tuple(tensor.shape), "dtype": tensor.dtype, "tensor": name}
         meta["plain"] = bool(name) and name not in self.registered
         if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
             meta["value"] = tensor

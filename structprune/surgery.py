@@ -22,6 +22,7 @@ _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
 
+@paused()
 def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """The smaller model: a copy of `model`, or `model` itself with `inplace=True`.
 
@@ -45,8 +46,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         small = model
     else:
         memo: dict[int, Any] = dict(sliced)
-        with paused():
-            small = copy_module(model, memo, parts.paths)
+        small = copy_module(model, memo, parts.paths)
     modules = modules_of(small)
     for path, values in plan.attributes.items():
         for name, value in values.items():
