@@ -141,7 +141,11 @@ class ChannelGraph:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Every group, in the order of the model's parameters."""
+        """Every group, in the order of the model's parameters.
+
+        Where the groups of a grouped convolution or of a norm must lose equally many channels, those at the same index
+        are shown as one unit; `plan` puts those together that score alike.
+        """
         families = self.space.families()
         count = int(self.space.couplings.roots().max()) + 1
         family_of = np.full(count, -1)
