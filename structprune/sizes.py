@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class DimOf:
     dim: int
 
 
-@dataclass(frozen=True)
-class AttributeOf:
+class AttributeOf(NamedTuple):
     """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its index."""
 
     module: str

@@ -72,7 +72,10 @@ def known_swaps() -> tuple[str, ...]:
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
     """The swap for modules that are exactly of this class."""
-    return next((swap for swap in _SWAPS.values() if swap.rigid is kind), None)
+    for swap in _SWAPS.values():
+        if swap.rigid is kind:
+            return swap
+    return None
 
 
 def stand_ins() -> dict[type[nn.Module], type[nn.Module]]:
