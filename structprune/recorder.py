@@ -104,7 +104,8 @@ class Recorder(TorchFunctionMode):
         if known.name in _INDEXING:
             self.keep_positions(args, kwargs)
         writes = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
-        reads = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))  # Python gets to see it
+        told = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))
+        reads = told and known.name != "setitem"  # Python gets to see values
         node = self.add(
             function, known.name, lifted, lifted_kwargs, inputs,
             inplace=known.inplace, writes=writes, reads=reads, sizes=sizes,
