@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import time
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 import structprune as sp
 from benchmarks import __main__ as command
+from benchmarks import analysis_speed
 from benchmarks.coverage import Pruned, compared, outcome
 from benchmarks.provenance import Cipher, left, marked, masked_original
+from benchmarks.rivals import output_layers
 
 
 class Net(nn.Module):
@@ -115,6 +118,29 @@ def test_other_values_are_not_judged() -> None:
     other = copy.deepcopy(model)
     other.b.bias.data += 0.01
     assert judged(model, other, ciphers)[0] == "changed"
+
+
+def test_output_layers_are_as_wide_as_the_output() -> None:
+    model = Net()
+    assert output_layers(model, images(0)) == [model.out]
+
+
+def test_a_late_side_is_out_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
+        time.sleep(10)
+        return model
+
+    monkeypatch.setitem(analysis_speed.SIDES, "theirs", late)
+    row: dict[str, Any] = {}
+    for part in analysis_speed.take_turns(Net().eval(), images(0, 1), ("ours", "theirs"), 3, 1.0):
+        row |= part
+    assert "OutOfTimeError" in row["theirs_error"]
+    assert "theirs_s" not in row
+    assert row["ours_s"] == pytest.approx(
+        sum(row[f"ours_{phase}_s"] for phase in ("analyze", "plan", "apply")), rel=0.5
+    )
+    assert row["ours_samples"] in (2, 3)
+    assert row["ours_runs"] == "eval+train"
 
 
 def test_every_question_has_a_script(capsys: pytest.CaptureFixture[str]) -> None:
