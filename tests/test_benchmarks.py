@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import structprune as sp
 from benchmarks import __main__ as command
@@ -76,6 +77,26 @@ def test_exact_pruning_is_found_equal() -> None:
     assert said == "equal"
     assert max(row["eval_error"], row["train_error"]) < 1e-13
     assert row["response"] > 1e-3
+
+
+class Norm(nn.Module):
+    """A batch norm that is none by its class, as tracing may leave it."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = nn.Buffer(norm.running_mean), nn.Buffer(norm.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+
+
+def test_statistics_are_shared_with_norms_of_any_class() -> None:
+    model = Net()
+    ciphers = marked(model)
+    small = sp.prune(model, images(0), ratio=0.5).model
+    small.norm = Norm(small.norm)  # type: ignore[arg-type]
+    assert judged(model, small, ciphers)[0] == "equal"
 
 
 def test_stock_norms_are_told_from_mistakes() -> None:
