@@ -21,6 +21,7 @@ QUESTIONS = {
     "coverage": "which models can each tool prune, and is the result equal to the masked original?",
     "analysis_speed": "how long does pruning take, and how much memory, next to Torch-Pruning?",
     "growth": "how does the time of pruning grow with depth and width?",
+    "budgets": "are targets met, how closely, and how long does it take to plan?",
     "latency": "does it get faster?",
     "accuracy": "which importance keeps the most accuracy at equal MACs?",
     "shrink": "how small do masked networks get?",

@@ -1,25 +1,25 @@
 """How long does it take to analyse and prune a model, and how much memory, next to Torch-Pruning?
 
-    python -m benchmarks.analysis_speed [--only 'resnet*'] [--redo] [--runs 5] [--timeout 120]
+    python -m benchmarks.analysis_speed [--only 'resnet*'] [--redo] [--runs 5] [--timeout 20]
 
 Ours is `analyze` + `plan` + `apply`, which leaves the model as it is and returns a smaller copy. Theirs is the
 construction of a `MagnitudePruner` (with its dependency graph) and one `step()`, which prunes in place: it
-gets a fresh deep copy each time, made outside of the measured time. Both use the L1 norm, ratio 0.5, the same
-inputs, one thread, and take turns in one process; medians are compared. The floor is one forward pass plus
-copying half of every weight. Memory is the growth of the peak resident size in a process of its own for each
-side (for Torch-Pruning without the copy), relative to the size of the model.
+gets a fresh deep copy each time, made outside of the measured time, and is told the output layers and the heads of
+fused projections. Both use the L1 norm, ratio 0.5, the same inputs, one thread, and take turns in one process; medians
+are compared. The first turn warms up; of the others there are five, or as many as begin in twenty seconds, but two at
+least. A run that takes longer than that is stopped, and its side is out. The floor is one forward pass on the smallest
+input plus copying half of every weight. Memory is the growth of the peak resident size in a process of its own for
+each side (for Torch-Pruning without the copy), relative to the size of the model. "TP" is Torch-Pruning.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import fnmatch
-import signal
+import importlib
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,30 +28,32 @@ from torch import Tensor, nn
 from . import zoo
 from .harness import (
     Row,
+    add_row,
     call,
-    commit,
     isolated,
+    limit,
     load_rows,
+    matches,
     model_bytes,
+    parser,
     peak_growth,
     randomise,
-    save_rows,
     stopwatch,
     table,
     write_markdown,
 )
+from .rivals import magnitude_pruner, output_layers, set_sizes
 
 NAME = "analysis_speed"
-CLASSES = {1000, 400, 21}  # the widths of the layers that torchvision's classifiers end in
+SECONDS = 20.0  # that one run of one side may take
+TIMM = """
+    cait_xxs24_224 convmixer_768_32 convnext_atto cspresnet50 deit_tiny_patch16_224 dla34 edgenext_xx_small efficientvit_b0
+    fastvit_t8 hrnet_w18_small mixer_s32_224 mobilevit_xxs nfnet_l0 poolformer_s12 pvt_v2_b0 regnety_002 repvgg_a0
+    res2next50 resnetv2_50 swin_tiny_patch4_window7_224
+""".split()
 
 
-def heads(model: nn.Module) -> list[nn.Module]:
-    """The layers that produce the model's outputs, auxiliary ones included: Torch-Pruning must be told."""
-    return [
-        m for m in model.modules()
-        if (getattr(m, "out_features", None) or getattr(m, "out_channels", None)) in CLASSES
-        and isinstance(m, nn.Linear | nn.Conv2d)
-    ]  # fmt: skip
+# -- the sides -------------------------------------------------------------------------------------------
 
 
 def ours(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
@@ -68,76 +70,60 @@ def ours(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
 
 def theirs(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
     """One run of Torch-Pruning, which changes `model`."""
-    import torch_pruning as tp
-
+    outputs = output_layers(model, example)
     with stopwatch(phases, "init"):
-        importance = tp.importance.GroupMagnitudeImportance(p=1)
-        pruner = tp.pruner.MagnitudePruner(
-            model, example, importance=importance, pruning_ratio=0.5, ignored_layers=heads(model)
-        )
+        pruner = magnitude_pruner(model, example, outputs, pruning_ratio=0.5)
     with stopwatch(phases, "step"):
         pruner.step()
+    set_sizes(model, pruner)
     return model
 
 
-class OutOfTimeError(Exception):
-    """A side took longer than it was given."""
-
-
-@contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTimeError in the block after so many seconds."""
-
-    def stop(*_: Any) -> None:
-        raise OutOfTimeError(f"more than {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+SIDES: dict[str, Callable[..., nn.Module]] = {"ours": ours, "theirs": theirs}
 
 
 # -- time ------------------------------------------------------------------------------------------------
 
 
 def measure_time(case: zoo.Case, runs: int, seconds: float) -> Iterator[Row]:
-    """The sides take turns; a side that fails once sits out the rest."""
+    """The size of the model, the floor, and the turns of both sides."""
     model, example = prepared(case)
-    yield {"parameters": sum(p.numel() for p in model.parameters()), "modules": sum(1 for _ in model.modules())}
+    yield {"parameters": size(model), "modules": sum(1 for _ in model.modules())}
     yield {"floor_s": floor(model, example)}
-    sides: dict[str, Callable[..., nn.Module]] = {"ours": ours, "theirs": theirs}
+    yield from take_turns(model, example, tuple(SIDES), runs, seconds)
+
+
+def take_turns(model: nn.Module, example: Any, sides: Sequence[str], runs: int, seconds: float) -> Iterator[Row]:
+    """One turn to warm up, then `runs`, or as many as begin in time, but two at least; a side that fails is out."""
     samples: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     start = time.perf_counter()
-    for turn in range(runs + 1):  # the first turn warms up, and counts only if it is the only one
-        for side, prune in list(sides.items()):
+    for turn in range(runs + 1):
+        if turn > 2 and time.perf_counter() - start > seconds:
+            return
+        for side in list(samples):
             phases: dict[str, float] = {}
             victim = copy.deepcopy(model) if side == "theirs" else model
             try:
                 with limit(seconds):
-                    small = prune(victim, example, phases)
-                samples[side].append(phases)
-                if turn == 0:
-                    yield {
-                        f"{side}_left": sum(p.numel() for p in small.parameters())
-                        / sum(p.numel() for p in model.parameters())
-                    }
-                    yield {f"{side}_runs": ran(small, example)}
+                    small = SIDES[side](victim, example, phases)
             except Exception as error:  # whatever it raises is a result
-                del sides[side]
+                del samples[side]
                 yield {f"{side}_error": f"{type(error).__name__}: {error}"[:200]}
+                continue
+            samples[side].append(phases)
             yield medians(side, samples[side])
-        if time.perf_counter() - start > 2 * seconds:
-            return
+            if turn == 0:
+                yield {f"{side}_left": size(small) / size(model), f"{side}_runs": ran(small, example)}
+
+
+def size(model: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def medians(side: str, samples: list[dict[str, float]]) -> Row:
-    """The median of the total and of each phase, the warm-up left out."""
+    """The median of the total and of each phase, the warm-up left out if there is more."""
     counted = samples[1:] or samples
-    if not counted:
-        return {}
     row: Row = {f"{side}_s": statistics.median(sum(s.values()) for s in counted), f"{side}_samples": len(counted)}
     return row | {f"{side}_{phase}_s": statistics.median(s[phase] for s in counted) for phase in counted[0]}
 
@@ -176,9 +162,9 @@ def ran(model: nn.Module, example: Any) -> str:
         try:
             with torch.no_grad():
                 call(model, torch.cat([example, example]))
-            found.append(mode)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            pass
+        except Exception:  # whatever it raises, it does not run
+            continue
+        found.append(mode)
     model.eval()
     return "+".join(found)
 
@@ -215,14 +201,14 @@ def line(row: Row) -> list[Any]:
     times = [row.get(f"ours_{phase}_s") for phase in ("analyze", "plan", "apply")]
     over = row["ours_s"] / row["floor_s"] if "ours_s" in row else None
     memory = [row.get(f"{side}_memory") for side in ("ours", "theirs", "forward")]
-    return [row["model"], row.get("ours_s"), row.get("theirs_s"), row.get("ratio"), over, *times,
+    return [row["model"], row.get("ours_s", row.get("ours_error")), row.get("theirs_s"), row.get("ratio"), over, *times,
             row.get("ours_left"), row.get("theirs_left"), *memory, theirs_result(row)]  # fmt: skip
 
 
 def theirs_result(row: Row) -> str:
     """Its error, or the modes in which its model does not run."""
-    if "theirs_error" in row:
-        return str(row["theirs_error"])
+    if "theirs_s" not in row or "theirs_error" in row:
+        return str(row.get("theirs_error", row.get("error", "not asked")))
     missing = [
         mode
         for mode in ("eval", "train")
@@ -233,21 +219,20 @@ def theirs_result(row: Row) -> str:
 
 def report(rows: Mapping[str, Row]) -> None:
     """Writes analysis_speed.md."""
-    ordered = sorted(rows.values(), key=lambda r: r["model"])
     assert __doc__ is not None
-    write_markdown(
-        NAME,
-        "Time and memory of pruning",
-        [summary(ordered) + "\n", __doc__.split("\n\n")[2] + "\n", table(HEADER, map(line, ordered))],
-    )
+    ordered = sorted(rows.values(), key=lambda r: r["model"])
+    parts = [f"All: {summary(ordered)}\n", __doc__.split("\n\n")[2] + "\n"]
+    for group, title in zoo.TITLES.items():
+        mine = [row for row in ordered if row["key"].startswith(f"{group}/")]
+        parts += [f"## {title}\n", summary(mine) + "\n", table(HEADER, map(line, mine))] if mine else []
+    write_markdown(NAME, "Time and memory of pruning", parts)
 
 
 def summary(rows: list[Row]) -> str:
-    """Medians and extremes over all models."""
+    """Medians and extremes over some models."""
     ratios = sorted((r["ratio"], r["model"]) for r in rows if "ratio" in r)
     floors = sorted((r["ours_s"] / r["floor_s"], r["model"]) for r in rows if "ours_s" in r)
     memory = sorted((r["ours_memory"], r["model"]) for r in rows if "ours_memory" in r)
-    failed = [r["model"] for r in rows if theirs_result(r) != "runs"]
     text = f"{len(rows)} models."
     for name, values, worst in (
         ("Faster than Torch-Pruning by", ratios, 0), ("Times the floor:", floors, -1), ("Memory, in models:", memory, -1),
@@ -255,40 +240,45 @@ def summary(rows: list[Row]) -> str:
         if values:
             middle = statistics.median(v for v, _ in values)
             text += f" {name} {middle:.1f} in the median, {values[worst][0]:.1f} at worst ({values[worst][1]})."
-    return (
-        text
-        + f" Torch-Pruning fails, or leaves a broken model, on {len(failed)}"
-        + (f": {', '.join(failed)}." if failed else ".")
-    )
+    return text + failures(rows)
+
+
+def failures(rows: list[Row]) -> str:
+    """The models on which a side has no result, or one that does not run."""
+    theirs_failed = [r["model"] for r in rows if theirs_result(r) != "runs"]
+    ours_failed = [r["model"] for r in rows if "ours_error" in r]
+    text = f" structprune fails on {len(ours_failed)}: {', '.join(ours_failed)}." if ours_failed else ""
+    names = f": {', '.join(theirs_failed)}" if theirs_failed else ""
+    return f"{text} Torch-Pruning fails, or leaves a broken model, on {len(theirs_failed)}{names}."
+
+
+def measure(case: zoo.Case, runs: int, seconds: float) -> Row:
+    """The row of a model: times first, then the memory of each side that was in time."""
+    row = isolated(measure_time, case, runs, seconds, timeout=10 * seconds)
+    for side in ("ours", "theirs", "forward"):
+        if f"{side}_error" not in row:
+            found = isolated(measure_memory, case, side, seconds, timeout=4 * seconds)
+            row.update({k: v for k, v in found.items() if k.endswith("memory") or k == "bytes"})
+    if "ours_s" in row and "theirs_s" in row:
+        row["ratio"] = row["theirs_s"] / row["ours_s"]
+    return {**row, "key": case.key, "model": case.name}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each side")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for one run of one side")
-    options = parser.parse_args(arguments)
-    for case in zoo.cases("torchvision-cnn"):
-        rows = load_rows(NAME)
-        if (case.key in rows and not options.redo) or not any(
-            fnmatch.fnmatch(case.name, p) for p in options.only or ["*"]
-        ):
-            continue
-        row = isolated(measure_time, case, options.runs, options.timeout, timeout=10 * options.timeout)
-        for side in ("ours", "theirs", "forward"):
-            found = isolated(measure_memory, case, side, options.timeout, timeout=4 * options.timeout)
-            row.update({k: v for k, v in found.items() if k.endswith("memory") or k == "bytes"})
-        if "ours_s" in row and "theirs_s" in row:
-            row["ratio"] = row["theirs_s"] / row["ours_s"]
-        row.update(key=case.key, model=case.name, commit=commit())
-        rows = load_rows(NAME)
-        rows[case.key] = row
-        save_rows(NAME, rows)
-        report(rows)
-        print("  ".join(str(v)[:100] for v in line(row)), flush=True)
+    taken = parser(__doc__)
+    taken.add_argument("--runs", type=int, default=5, help="measured runs of each side")
+    taken.add_argument("--timeout", type=float, default=SECONDS, help="seconds for one run of one side")
+    options = taken.parse_args(arguments)
+    torch.set_num_threads(1)
+    for tool in ("torch_pruning", "torchvision", "timm", "structprune"):
+        importlib.import_module(tool)  # once, and not in every process
+    for case in zoo.classifiers(TIMM):
+        if matches(case.name, options.only) and (options.redo or case.key not in load_rows(NAME)):
+            row = measure(case, options.runs, options.timeout)
+            report(add_row(NAME, row))
+            print("  ".join(str(v)[:100] for v in line(row)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

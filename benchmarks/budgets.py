@@ -1,6 +1,6 @@
 """Are targets met, how closely, and how long does it take to plan?
 
-    python -m benchmarks.budgets [--only 'swin*']
+    python -m benchmarks.budgets [--only 'swin*'] [--redo]
 
 Five torchvision models at their usual image size, every target at 0.7, 0.5 and 0.3, in both scopes and by both
 allocations. What is left is counted on the pruned model itself: parameters by adding them up, MACs by
@@ -11,9 +11,8 @@ plan came out byte-identical. Weights are those of a fresh model after `torch.ma
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .harness import Row, commit, load_rows, save_rows, table, write_markdown
+from .harness import Row, add_row, load_rows, matches, parser, table, write_markdown
 
 NAME = "budgets"
 MODELS = ("resnet50", "densenet121", "mobilenet_v3_large", "vit_b_16", "swin_t")
@@ -44,7 +43,18 @@ def count(model: nn.Module, images: Tensor) -> dict[str, int]:
     return {"macs": counter.get_total_flops() // 2, "params": sum(p.numel() for p in model.parameters())}
 
 
-def measure(name: str) -> Iterator[Row]:
+def wanted(name: str) -> dict[str, dict[str, Any]]:
+    """What is asked of a model, by the key of its row."""
+    ways = itertools.product(FRACTIONS, (("macs",), ("params",), ("macs", "params")), WAYS)
+    return {
+        f"{name} {' and '.join(names)} {fraction} {scope} {allocation}": {
+            "target": dict.fromkeys(names, fraction), "scope": scope, "allocation": allocation
+        }
+        for fraction, names, (scope, allocation) in ways
+    }  # fmt: skip
+
+
+def measure(name: str, asked: Mapping[str, dict[str, Any]]) -> Iterator[Row]:
     """One row for each target and way of meeting it."""
     import structprune as sp
 
@@ -52,19 +62,16 @@ def measure(name: str) -> Iterator[Row]:
     model, images = getattr(torchvision.models, name)().eval(), torch.randn(1, 3, 224, 224)
     graph, again = sp.analyze(model, images), sp.analyze(model, images)
     whole = count(model, images)
-    for fraction, names, (scope, allocation) in itertools.product(
-        FRACTIONS, (("macs",), ("params",), ("macs", "params")), WAYS
-    ):
-        settings: dict[str, Any] = {
-            "target": dict.fromkeys(names, fraction), "scope": scope, "allocation": allocation
-        }  # fmt: skip
+    for key, settings in asked.items():
         start = time.process_time()
         plan = sp.plan(graph, **settings)
         seconds = time.process_time() - start
         left = count(sp.apply(plan, model), images)
+        target = settings["target"]
         yield {
-            "model": name, "scope": scope, "allocation": allocation, "target": f"{' and '.join(names)} {fraction}",
-            "used": {key: left[key] / whole[key] / fraction for key in names}, "seconds": seconds,
+            "key": key, "model": name, "scope": settings["scope"], "allocation": settings["allocation"],
+            "target": f"{' and '.join(target)} {min(target.values())}", "seconds": seconds,
+            "used": {cost: left[cost] / whole[cost] / keep for cost, keep in target.items()},
             "same_bytes": sp.plan(again, **settings).to_json() == plan.to_json(),
         }  # fmt: skip
 
@@ -102,19 +109,14 @@ def summary(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    options = parser.parse_args(arguments)
-    for name in MODELS:
-        if any(fnmatch.fnmatch(name, pattern) for pattern in options.only or ["*"]):
-            for row in measure(name):
-                rows = load_rows(NAME)
-                key = " ".join((name, row["target"], row["scope"], row["allocation"]))
-                rows[key] = {"key": key, **row, "commit": commit()}
-                save_rows(NAME, rows)
-                report(rows)
-                print("  ".join(map(str, line(row))), flush=True)
+    options = parser(__doc__).parse_args(arguments)
+    for name in filter(lambda name: matches(name, options.only), MODELS):
+        known = {} if options.redo else load_rows(NAME)
+        asked = {key: settings for key, settings in wanted(name).items() if key not in known}
+        for row in measure(name, asked) if asked else ():
+            report(add_row(NAME, row))
+            print("  ".join(map(str, line(row))), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

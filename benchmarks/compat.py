@@ -9,9 +9,7 @@ shares no code with `structprune.verify`. Rows that are in `results/compat.json`
 
 from __future__ import annotations
 
-import argparse
 import copy
-import fnmatch
 import random
 import re
 import sys
@@ -26,15 +24,16 @@ from torch.overrides import TorchFunctionMode
 from . import zoo
 from .harness import (
     Row,
+    add_row,
     batch_norms,
     calibrate,
     call,
-    commit,
     isolated,
     load_rows,
+    matches,
+    parser,
     portable,
     randomise,
-    save_rows,
     stopwatch,
     table,
     write_markdown,
@@ -339,16 +338,12 @@ def line(row: Row) -> list[Any]:
 def sweep(group: str, chosen: Callable[[str], bool], redo: bool, timeout: float) -> None:
     """Runs the models of a set that have no row yet."""
     for case in zoo.cases(group):
-        rows = load_rows("compat")
-        if not chosen(case.name) or (case.key in rows and not redo):
+        if not chosen(case.name) or (case.key in load_rows("compat") and not redo):
             continue
         row = isolated(measure, case, timeout=timeout)
-        row.update(key=case.key, set=group, model=case.name, commit=commit())
+        row.update(key=case.key, set=group, model=case.name)
         row["status"] = status(row)
-        rows = load_rows("compat")
-        rows[case.key] = row
-        save_rows("compat", rows)
-        report(rows)
+        report(add_row("compat", row))
         print(
             "  ".join(
                 str(row.get(k))[:160]
@@ -360,20 +355,18 @@ def sweep(group: str, chosen: Callable[[str], bool], redo: bool, timeout: float)
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=zoo.SETS, action="append", help="which sets (default: all)")
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    parser.add_argument("--status", help="redo the rows with this status, e.g. wrong or crashed")
-    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one model")
-    options = parser.parse_args(arguments)
+    taken = parser(__doc__)
+    taken.add_argument("--set", choices=zoo.SETS, action="append", help="which sets (default: all)")
+    taken.add_argument("--status", help="redo the rows with this status, e.g. wrong or crashed")
+    taken.add_argument("--timeout", type=float, default=180.0, help="seconds for one model")
+    options = taken.parse_args(arguments)
     for group in options.set or zoo.SETS:
         wanted = {k for k, r in load_rows("compat").items() if r["status"] in (options.status or "").split(",")}
 
         def chosen(name: str, group: str = group, wanted: set[str] = wanted) -> bool:
             if options.status and f"{group}/{name}" not in wanted:
                 return False
-            return not options.only or any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
+            return matches(name, options.only)
 
         sweep(group, chosen, options.redo or bool(options.status), options.timeout)
 

@@ -1,6 +1,6 @@
 """Which models can each tool prune, and does the result compute what the masked original computes?
 
-    python -m benchmarks.coverage [--only 'resnet*'] [--redo] [--timeout 15] [--largest 100]
+    python -m benchmarks.coverage [--only 'resnet*'] [--redo] [--timeout 60] [--largest 100]
 
 structprune, Torch-Pruning 1.6.1 and the structured pruner of torch.ao.pruning remove half of the channels of each
 layer or group, by the L1 norm, from classifiers of torchvision and timm with random weights and statistics, each in a
@@ -17,14 +17,12 @@ dropout off, batch norms calibrated so that signals survive.
 original run over the channels that are left, and its attention divides by the root of the head's dimensions that are
 left, as stock modules do in a pruned model. *differs*: neither. *broken*: the pruned model does not run, in one mode at
 least. *changed*: weights hold other values, so that what was removed cannot be read. *untouched*: no error, and nothing
-removed. *raises*, *timeout*: no pruned model. Seconds are those of pruning alone.
+removed. *raises*, *timeout*: no pruned model, or none within a minute. Seconds are those of pruning alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import fnmatch
 import importlib
 import statistics
 import sys
@@ -37,16 +35,28 @@ import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .analysis_speed import OutOfTimeError, limit
 from .compat import double_inputs, error, run, to_double, without_dropout
-from .harness import Row, calibrate, commit, isolated, load_rows, portable, save_rows, stopwatch, table, write_markdown
+from .harness import (
+    OutOfTimeError,
+    Row,
+    add_row,
+    calibrate,
+    isolated,
+    limit,
+    load_rows,
+    matches,
+    parser,
+    portable,
+    stopwatch,
+    table,
+    write_markdown,
+)
 from .provenance import OverKept, left, marked, masked_original, share_statistics
-from .rivals import magnitude_pruner, set_sizes
+from .rivals import magnitude_pruner, output_layers, set_sizes
 
 NAME = "coverage"
 RATIO = 0.5
 TOLERANCE = 1e-9
-TRANSFORMERS = ("vit_b*", "vit_l*", "swin_*", "swin_v2*", "maxvit_t", "convnext*")
 NOT_CLASSIFIERS = (*zoo.SEGMENTATION, "mc3_18", "r2plus1d_18", "r3d_18")
 TIMM = """
     beit_base_patch16_224 cait_xxs24_224 coat_tiny convmixer_768_32 convnext_atto cspresnet50 deit_tiny_patch16_224 dla34 dm_nfnet_f0
@@ -80,7 +90,7 @@ def by_structprune(model: nn.Module, example: Tensor) -> Pruned:
 
 def by_torch_pruning(model: nn.Module, example: Tensor) -> Pruned:
     """In place, at once."""
-    pruner = magnitude_pruner(model, example, pruning_ratio=RATIO)
+    pruner = magnitude_pruner(model, example, output_layers(model, example), pruning_ratio=RATIO)
     pruner.step()
     set_sizes(model, pruner)
     return Pruned(model)
@@ -225,7 +235,6 @@ def _has(row: Row, key: str) -> bool:
 
 # -- the table ---------------------------------------------------------------------------------------------
 
-SETS = ("convolutional networks of torchvision", "transformers and ConvNeXt of torchvision", "timm")
 OUTCOMES = (
     "equal",
     "equal but for norms",
@@ -240,20 +249,8 @@ OUTCOMES = (
 
 
 def cases() -> list[zoo.Case]:
-    """Classifiers of torchvision, and some of timm, each in its set."""
-    cnns = [c for c in zoo.cases("torchvision-cnn") if not _matches(c.name, NOT_CLASSIFIERS)]
-    others = [c for c in zoo.cases("torchvision") if _matches(c.name, TRANSFORMERS)]
-    timm = [c for c in zoo.cases("timm") if c.name in TIMM]
-    return [*cnns, *others, *timm]
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def set_of(case: zoo.Case) -> str:
-    """Which part of the table a model belongs to."""
-    return SETS[{"torchvision-cnn": 0, "torchvision": 1}.get(case.group, 2)]
+    """Classifiers of torchvision, and some of timm."""
+    return [case for case in zoo.classifiers(TIMM) if not matches(case.name, NOT_CLASSIFIERS)]
 
 
 def report(rows: Mapping[str, Row]) -> None:
@@ -265,7 +262,7 @@ def report(rows: Mapping[str, Row]) -> None:
     if skipped:
         parts.append(f"Not measured, since they are large: {', '.join(skipped)}.\n")
     header = ("model", *(h for tool in TOOLS for h in (tool, ">left", ">s")))
-    for group in SETS:
+    for group in zoo.TITLES.values():
         mine = sorted((r for r in measured if r["set"] == group), key=lambda r: r["model"])
         parts += [f"## {group}\n", table(header, map(line, mine)), *notes(mine)] if mine else []
     write_markdown(NAME, "Coverage of three tools", parts)
@@ -276,7 +273,7 @@ SUMMARY = ("models", "tool", *(f">{o}" for o in OUTCOMES), ">parameters left, me
 
 def summary(rows: list[Row]) -> Iterator[list[Any]]:
     """One line for each set and tool; medians are over the models that the tool pruned."""
-    for group in SETS:
+    for group in zoo.TITLES.values():
         mine = [r for r in rows if r["set"] == group]
         for tool in TOOLS if mine else ():
             found = [r[tool] for r in mine]
@@ -303,38 +300,40 @@ def notes(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         for tool in TOOLS:
             found = row[tool]
-            said = found.get("error") or found.get("eval_broken") or found.get("train_broken")
-            if said or found["outcome"] == "differs":
-                lines.append(f"- {row['model']}, {tool}: {said[:160] if said else 'error ' + _worst(found)}")
+            said = found.get("error") or ", ".join(_amiss(found))
+            if said:
+                lines.append(f"- {row['model']}, {tool}: {said[:160]}")
     if lines:
         yield "\n".join(lines) + "\n"
 
 
-def _worst(found: Row) -> str:
-    return f"{max(found.get(f'{mode}_error', 0.0) for mode in ('eval', 'train')):.0e}"
+def _amiss(found: Row) -> Iterator[str]:
+    """What is wrong in either mode, if the result differs or does not run."""
+    for mode in ("eval", "train") if found["outcome"] in ("differs", "broken") else ():
+        if f"{mode}_broken" in found:
+            yield f"in {mode} mode {found[f'{mode}_broken']}"
+        elif found[f"{mode}_error"] > TOLERANCE:
+            yield f"in {mode} mode off by {found[f'{mode}_error']:.0e}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
-    parser.add_argument("--timeout", type=float, default=15.0, help="seconds that a tool may take")
-    parser.add_argument("--largest", type=float, default=100.0, help="million parameters; larger models are left out")
-    options = parser.parse_args(arguments)
+    taken = parser(__doc__)
+    taken.add_argument("--timeout", type=float, default=60.0, help="seconds that a tool may take")
+    taken.add_argument("--largest", type=float, default=100.0, help="million parameters; larger models are left out")
+    options = taken.parse_args(arguments)
     torch.set_num_threads(1)
     for tool in ("torch_pruning", "torchvision", "timm", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
     for case in cases():
-        if not _matches(case.name, tuple(options.only or ["*"])) or (case.key in load_rows(NAME) and not options.redo):
+        if not matches(case.name, options.only) or (case.key in load_rows(NAME) and not options.redo):
             continue
-        row: Row = {"key": case.key, "model": case.name, "set": set_of(case), "commit": commit()}
+        row: Row = {"key": case.key, "model": case.name, "set": zoo.TITLES[case.group]}
         for tool in TOOLS:
             found = isolated(measure, case, tool, options.timeout, options.largest, timeout=6 * options.timeout)
             found.pop("traceback", None)
             row[tool] = found | {"outcome": outcome(found)}
-        save_rows(NAME, {**load_rows(NAME), case.key: row})
-        report(load_rows(NAME))
+        report(add_row(NAME, row))
         print("  ".join(str(cell)[:40] for cell in line(row)), flush=True)
 
 

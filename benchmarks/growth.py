@@ -1,24 +1,22 @@
 """How does the time of pruning grow with the depth and the width of a model?
 
-    python -m benchmarks.growth [--only depth] [--redo] [--runs 3] [--timeout 20] [--limit 1000]
+    python -m benchmarks.growth [--only '*depth'] [--redo] [--runs 3] [--timeout 20] [--limit 1000]
 
 *ResNet depth*: a residual network for small images, three stages of 16, 32 and 64 channels, 20 to 998 layers. *Transformer
 depth*: torchvision's VisionTransformer, width 64, 2 to 96 blocks. *ResNet width*: the network of 20 layers, 16 to 256 channels in
 the first stage; its parameters grow with the square of that. Ours is `analyze`, `plan` and `apply`; theirs is
 Torch-Pruning's `MagnitudePruner` and its `step()`, on a fresh copy. Both remove half by the L1 norm, on one
-thread, take turns in one process, and have a limit of time for each run; medians without the first turn are
-compared. A side that was too slow once is not asked for larger models. The slope is that of the logarithm of the time by that of the
+thread, take turns in one process, and have a limit of twenty seconds for each run; medians without the first turn are
+compared, of three turns, or of two where three do not begin in twenty seconds. A side that was too slow once is not
+asked for larger models. The slope is that of the logarithm of the time by that of the
 size: 1 is linear. It is fitted over all points, and given as well from the last point but one to the last, where growth shows most.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import fnmatch
 import importlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .analysis_speed import limit, medians, ours, theirs
-from .harness import RESULTS, Row, commit, isolated, load_rows, randomise, save_rows, table, write_markdown
+from .analysis_speed import SECONDS, SIDES, take_turns, theirs_result
+from .harness import RESULTS, Row, add_row, isolated, load_rows, matches, parser, randomise, table, write_markdown
 
 NAME = "growth"
-CLASSES = 21  # what analysis_speed.heads takes for an output layer
+CLASSES = 21
 NEAR_LINEAR = 1.2
 OURS = ("analyze", "plan", "apply")
 
@@ -95,30 +93,12 @@ SERIES = (
 # -- time --------------------------------------------------------------------------------------------------
 
 
-def measure(
-    build: Callable[[int], nn.Module], size: int, sides: tuple[str, ...], runs: int, seconds: float
-) -> Iterator[Row]:
-    """The sides take turns; a side that fails once sits out the rest."""
+def measure(series: Series, step: int, sides: tuple[str, ...], runs: int, seconds: float) -> Iterator[Row]:
+    """The size of the model, and the turns of the sides."""
     torch.manual_seed(0)
-    model, example = randomise(build(size)), torch.randn(1, 3, 16, 16)
+    model, example = randomise(series.build(step)), torch.randn(1, 3, 16, 16)
     yield {"parameters": sum(p.numel() for p in model.parameters())}
-    prune: dict[str, Callable[..., nn.Module]] = {"ours": ours, "theirs": theirs}
-    samples: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    start, waiting = time.perf_counter(), list(sides)
-    for _ in range(runs + 1):  # the first turn warms up
-        for side in list(waiting):
-            phases: dict[str, float] = {}
-            victim = copy.deepcopy(model) if side == "theirs" else model
-            try:
-                with limit(seconds):
-                    prune[side](victim, example, phases)
-                samples[side].append(phases)
-            except Exception as error:  # whatever it raises is a result
-                waiting.remove(side)
-                yield {f"{side}_error": f"{type(error).__name__}: {error}"[:200]}
-            yield medians(side, samples[side])
-        if time.perf_counter() - start > 2 * seconds:
-            return
+    yield from take_turns(model, example, sides, runs, seconds)
 
 
 def sweep(series: Series, options: argparse.Namespace) -> None:
@@ -130,15 +110,12 @@ def sweep(series: Series, options: argparse.Namespace) -> None:
         if size > options.limit:
             return
         if key not in rows or options.redo:
-            sides = tuple(side for side in ("ours", "theirs") if side not in failed)
-            row = isolated(
-                measure, series.build, step, sides, options.runs, options.timeout, timeout=6 * options.timeout
-            )
-            rows[key] = row | {"key": key, "series": series.name, "size": size, "commit": commit()}
-            save_rows(NAME, rows)
+            sides = tuple(side for side in SIDES if side not in failed)
+            row = isolated(measure, series, step, sides, options.runs, options.timeout, timeout=10 * options.timeout)
+            rows = add_row(NAME, row | {"key": key, "series": series.name, "size": size})
             report(rows)
             print("  ".join([series.name, *map(str, line(rows[key]))]), flush=True)
-        failed |= {side for side in ("ours", "theirs") if f"{side}_s" not in rows[key]}
+        failed |= {side for side in SIDES if f"{side}_error" in rows[key] or f"{side}_s" not in rows[key]}
 
 
 # -- slopes, table, plot -----------------------------------------------------------------------------------
@@ -160,21 +137,9 @@ def slopes(found: list[tuple[int, float]]) -> tuple[float, float] | None:
 def line(row: Row) -> list[Any]:
     """A row of the table."""
     ratio = row["theirs_s"] / row["ours_s"] if "ours_s" in row and "theirs_s" in row else None
-    said = [
-        f"{name}: {row[k]}"
-        for name, k in (("structprune", "ours_error"), ("Torch-Pruning", "theirs_error"))
-        if k in row
-    ]
     phases = [row.get(f"ours_{phase}_s") for phase in OURS]
-    return [
-        row["size"],
-        row.get("parameters"),
-        row.get("ours_s"),
-        *phases,
-        row.get("theirs_s"),
-        ratio,
-        "; ".join(said)[:120],
-    ]
+    seconds = row.get("ours_s", row.get("ours_error"))
+    return [row["size"], row.get("parameters"), seconds, *phases, row.get("theirs_s"), ratio, theirs_result(row)]
 
 
 def verdict(rows: Mapping[str, Row], series: Series) -> str:
@@ -191,7 +156,7 @@ def verdict(rows: Mapping[str, Row], series: Series) -> str:
 
 def report(rows: Mapping[str, Row]) -> None:
     """Writes growth.md and growth.png."""
-    header = (">size", ">parameters", ">ours s", *(f">{p}" for p in OURS), ">Torch-Pruning s", ">ratio", "raised")
+    header = (">size", ">parameters", ">ours s", *(f">{p}" for p in OURS), ">Torch-Pruning s", ">ratio", "its result")
     parts = ["\n\n".join((__doc__ or "").split("\n\n")[2:]).strip() + "\n"]
     for series in SERIES:
         mine = sorted((r for r in rows.values() if r["series"] == series.name), key=lambda r: r["size"])
@@ -225,18 +190,16 @@ def plot(rows: Mapping[str, Row]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of series, such as '*depth'")
-    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
-    parser.add_argument("--runs", type=int, default=3, help="measured runs of each side")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for one run of one side")
-    parser.add_argument("--limit", type=int, default=1000, help="the largest size")
-    options = parser.parse_args(arguments)
+    taken = parser(__doc__)
+    taken.add_argument("--runs", type=int, default=3, help="measured runs of each side")
+    taken.add_argument("--timeout", type=float, default=SECONDS, help="seconds for one run of one side")
+    taken.add_argument("--limit", type=int, default=1000, help="the largest size")
+    options = taken.parse_args(arguments)
     torch.set_num_threads(1)
     for tool in ("torch_pruning", "torchvision", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
     for series in SERIES:
-        if any(fnmatch.fnmatch(series.name.lower(), f"*{pattern.lower()}*") for pattern in options.only or ["*"]):
+        if matches(series.name.lower(), options.only):
             sweep(series, options)
 
 

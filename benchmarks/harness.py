@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import fnmatch
 import gc
 import importlib.metadata
 import json
@@ -11,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import time
 import traceback
@@ -85,6 +88,22 @@ def _version(name: str) -> str | None:
         return None
 
 
+# -- what is asked ---------------------------------------------------------------------------------------
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that most scripts have: of which models, and whether again."""
+    found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--only", action="append", help="patterns of names")
+    found.add_argument("--redo", action="store_true", help="measure again what has a row")
+    return found
+
+
+def matches(name: str, patterns: Iterable[str] | None) -> bool:
+    """Whether one of the patterns fits the name; without any, all names do."""
+    return patterns is None or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
 # -- results ---------------------------------------------------------------------------------------------
 
 
@@ -105,6 +124,13 @@ def save_rows(name: str, rows: Mapping[str, Row]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def add_row(name: str, row: Row) -> dict[str, Row]:
+    """Saves a row beside the others, and returns them all."""
+    rows = {**load_rows(name), row["key"]: {**row, "commit": commit()}}
+    save_rows(name, rows)
+    return dict(sorted(rows.items()))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -191,6 +217,26 @@ def portable(text: str) -> str:
 
 
 # -- measuring -------------------------------------------------------------------------------------------
+
+
+class OutOfTimeError(Exception):
+    """Something took longer than it was given."""
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raises OutOfTimeError in the block after so many seconds."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTimeError(f"more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

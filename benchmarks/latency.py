@@ -1,25 +1,28 @@
 """Does it get faster? Dense, masked and pruned networks at half of the MACs, timed beside one another.
 
-    python -m benchmarks.latency [--only 'resnet*'] [--redo] [--rounds 5] [--seconds 0.2] [--threads 1] [--compiled]
+    python -m benchmarks.latency [--only 'resnet*'] [--redo] [--rounds 5] [--seconds 0.2] [--compiled some]
 
 Each network is cut to half of its multiply-accumulates by structprune (`target={"macs": 0.5}`, plainly and with
-`round_to="auto"`), to half of its measured latency (`target={"latency": 0.5}`), and by Torch-Pruning 1.6.1
-(a MagnitudePruner in fifty steps, stopped at the first that leaves at most half). Masked is the plain plan written
-as masks of `torch.nn.utils.prune`. Everything ranks by the L1 norm, within each layer or group. MACs are counted by
-structprune on every one of these models, attention included. All sides are timed by `torch.utils.benchmark` in one
-process and take turns; a speed-up is the median over the rounds of the dense time divided by that of the side. *Realised* is
-the speed-up divided by the one that the MACs promise. On CUDA: float32, float16 and bfloat16, compiled as well.
+`round_to="auto"`), to half of its latency as measured in an eager call with one image (`target={"latency": 0.5}`), and
+by Torch-Pruning 1.6.1 (a MagnitudePruner in fifty steps, stopped at the first that leaves at most half). Masked is the
+plain plan written as masks of `torch.nn.utils.prune`. Everything ranks by the L1 norm, within each layer or group. MACs
+are counted by structprune on every one of these models, attention included. All sides are timed by
+`torch.utils.benchmark` in one process and take turns; a speed-up is the median over the rounds of the dense time divided
+by that of the side. *Realised* is the speed-up divided by the one that the MACs promise. Every side is timed eager, and
+all but the masked one compiled by `torch.compile`, anew for each batch size; on CUDA in float32, float16 and bfloat16.
+On the CPU, where one model takes up to two minutes to compile, `--compiled some` leaves out batch 1, the latency target,
+densenet121 and swin_t.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import fnmatch
 import importlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,9 +32,8 @@ from torch.utils.benchmark import Timer
 import structprune as sp
 from structprune import cost
 
-from .analysis_speed import limit
-from .harness import Row, commit, load_rows, randomise, save_rows, table, write_markdown
-from .rivals import magnitude_pruner, set_sizes
+from .harness import Row, add_row, limit, load_rows, matches, parser, portable, randomise, table, write_markdown
+from .rivals import magnitude_pruner, output_layers, set_sizes
 
 NAME = "latency"
 MACS = 0.5
@@ -47,7 +49,7 @@ MODELS = (
     "swin_t",
 )
 SIDES = ("masked", "structprune", "structprune, rounded", "structprune, latency", "Torch-Pruning")
-MEASURED_TARGET = ("resnet18", "mobilenet_v2")  # on the CPU: there, planning by measurements takes long
+LONG_TO_COMPILE = ("densenet121", "swin_t")
 
 
 # -- the sides ---------------------------------------------------------------------------------------------
@@ -67,17 +69,17 @@ def macs(model: nn.Module, images: Tensor) -> int:
 
 def torch_pruning(model: nn.Module, images: Tensor) -> nn.Module:
     """Cut in steps, until half of the MACs are left."""
-    small, limit = copy.deepcopy(model), MACS * macs(model, images)
-    pruner = magnitude_pruner(small, images, iterative_steps=STEPS, pruning_ratio=1.0)
+    small, most = copy.deepcopy(model), MACS * macs(model, images)
+    pruner = magnitude_pruner(small, images, output_layers(small, images), iterative_steps=STEPS, pruning_ratio=1.0)
     for _ in range(STEPS):
         pruner.step()
         set_sizes(small, pruner)
-        if macs(small, images) <= limit:
+        if macs(small, images) <= most:
             return small
     raise RuntimeError(f"more than {MACS:.0%} of the MACs are left after all steps")
 
 
-def sides(name: str, model: nn.Module, images: Tensor) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def sides(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Each side, and how it is made."""
     graph = sp.analyze(model, images)
 
@@ -88,8 +90,7 @@ def sides(name: str, model: nn.Module, images: Tensor) -> Iterator[tuple[str, Ca
     yield "masked", lambda: sp.mask(sp.plan(graph, target={"macs": MACS}), model)
     yield "structprune", lambda: cut(target={"macs": MACS})
     yield "structprune, rounded", lambda: cut(target={"macs": MACS}, round_to="auto")
-    if images.is_cuda or name in MEASURED_TARGET:
-        yield "structprune, latency", lambda: cut(target={"latency": MACS})
+    yield "structprune, latency", lambda: cut(target={"latency": MACS})
     yield "Torch-Pruning", lambda: torch_pruning(model, images)
 
 
@@ -99,22 +100,23 @@ def made(name: str, device: str, pixels: int, seconds: float) -> tuple[dict[str,
     model, images = build(name, pixels).to(device), torch.randn(1, 3, pixels, pixels, device=device)
     models: dict[str, nn.Module] = {}
     facts: dict[str, Row] = {}
-    for side, make in sides(name, model, images):
+    for side, make in sides(model, images):
         try:
             with limit(seconds):
                 models[side] = make().eval()
+            counted = model if side == "masked" else models[side]
             facts[side] = {
-                "macs": macs(model if side == "masked" else models[side], images),
-                "parameters": _size(models[side]),
+                "macs": macs(counted, images),
+                "parameters": sum(p.numel() for p in models[side].parameters()),
             }
         except Exception as error:  # whatever a side raises is a result
             models.pop(side, None)
-            facts[side] = {"error": f"{type(error).__name__}: {error}"[:200]}
+            facts[side] = _said(error)
     return models, facts
 
 
-def _size(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _said(error: Exception) -> Row:
+    return {"error": " ".join(portable(f"{type(error).__name__}: {error}").split())[:200]}
 
 
 # -- time --------------------------------------------------------------------------------------------------
@@ -137,54 +139,82 @@ def _timer(model: nn.Module, images: Tensor) -> Timer:
     return Timer("with torch.inference_mode(): model(images)", globals=names, num_threads=torch.get_num_threads())
 
 
-def ways(device: str, compiled: bool) -> list[tuple[torch.dtype, bool]]:
+@dataclass(frozen=True)
+class Way:
+    """How networks are run."""
+
+    device: str
+    dtype: torch.dtype
+    compiled: bool
+
+    def __str__(self) -> str:
+        return f"{self.device}/{str(self.dtype).removeprefix('torch.')}/{'compiled' if self.compiled else 'eager'}"
+
+
+def ways(name: str, device: str, amount: str) -> list[Way]:
     """Each dtype, and whether it is compiled."""
     dtypes = [torch.float32, torch.float16, torch.bfloat16] if device == "cuda" else [torch.float32]
-    return [(dtype, c) for dtype in dtypes for c in ([False, True] if compiled or device == "cuda" else [False])]
+    eager = amount == "none" or (amount == "some" and device == "cpu" and name in LONG_TO_COMPILE)
+    return [Way(device, dtype, compiled) for dtype in dtypes for compiled in ([False] if eager else [False, True])]
 
 
-def measure(name: str, device: str, options: argparse.Namespace) -> Iterator[Row]:
-    """One row for each dtype, way to run and batch size."""
+def scope(way: Way, amount: str, large: int) -> tuple[set[str], tuple[int, ...]]:
+    """The sides that are left out of a way to run, and the batch sizes."""
+    if not way.compiled:
+        return set(), (1, large)
+    if way.device == "cpu" and amount == "some":
+        return {"masked", "structprune, latency"}, (large,)
+    return {"masked"}, (1, large)
+
+
+def measure(name: str, wanted: list[Way], options: argparse.Namespace) -> Iterator[Row]:
+    """One row for each way to run and batch size, if the dense network runs that way."""
+    device = wanted[0].device
     pixels = options.pixels or (224 if device == "cuda" else 128)
+    large = options.batch or (64 if device == "cuda" else 8)
     models, facts = made(name, device, pixels, options.timeout)
-    for dtype, compiled in ways(device, options.compiled):
-        torch._dynamo.reset()
-        ready = {side: _prepared(model, dtype, compiled) for side, model in models.items()}
-        for batch in (1, options.batch or (64 if device == "cuda" else 8)):
-            images = torch.randn(batch, 3, pixels, pixels, device=device, dtype=dtype)
-            way = f"{device}/{str(dtype).removeprefix('torch.')}/{'compiled' if compiled else 'eager'}"
-            row = {
+    for way in wanted:
+        out, batches = scope(way, options.compiled, large)
+        for batch in batches:
+            images = torch.randn(batch, 3, pixels, pixels, device=device, dtype=way.dtype)
+            runs, failed = running({side: m for side, m in models.items() if side not in out}, way, images)
+            if "dense" not in runs:
+                print(f"{way}, {name}: {failed['dense']['error']}", flush=True)
+                continue
+            found = results(times(runs, images, options.rounds, options.seconds), facts)
+            described = {
                 "key": f"{way}/{name}/{batch}",
-                "way": way,
+                "way": str(way),
                 "model": name,
                 "batch": batch,
                 "pixels": pixels,
-                "commit": commit(),
             }
-            runs, failed = _running(ready, images)
-            found = results(times(runs, images, options.rounds, options.seconds), facts)
-            yield row | {"sides": {side: fact | failed.get(side, {}) for side, fact in found.items()}}
+            yield described | {"sides": {side: fact | failed.get(side, {}) for side, fact in found.items()}}
 
 
-def _prepared(model: nn.Module, dtype: torch.dtype, compiled: bool) -> nn.Module:
-    """The model itself in another dtype: a masked one cannot be copied, and speed does not depend on the values."""
-    model.to(dtype)
-    if not compiled:
-        return model
-    torch._dynamo.config.recompile_limit = 64  # the sides share their code, and each is compiled for itself
-    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
-
-
-def _running(models: Mapping[str, nn.Module], images: Tensor) -> tuple[dict[str, nn.Module], dict[str, Row]]:
-    """The models that run on these images, and the errors of the others."""
+def running(models: Mapping[str, nn.Module], way: Way, images: Tensor) -> tuple[dict[str, nn.Module], dict[str, Row]]:
+    """The models that run in a way on these images, compiled for them if need be, and the errors of the others."""
+    torch._dynamo.reset()
+    found: dict[str, nn.Module] = {}
     failed: dict[str, Row] = {}
     for side, model in models.items():
         try:
+            ready = _prepared(model, way)
             with torch.inference_mode():
-                model(images)
+                ready(images)
+            found[side] = ready
         except Exception as error:  # whatever a side raises is a result
-            failed[side] = {"error": f"{type(error).__name__}: {error}"[:200]}
-    return {side: model for side, model in models.items() if side not in failed}, failed
+            failed[side] = _said(error)
+    return found, failed
+
+
+def _prepared(model: nn.Module, way: Way) -> nn.Module:
+    """The model itself in another dtype: a masked one cannot be copied, and speed does not depend on the values."""
+    model.to(way.dtype)
+    if not way.compiled:
+        return model
+    torch._dynamo.config.recompile_limit = 64  # the sides share their code, and each is compiled for itself
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def results(measured: Mapping[str, list[float]], facts: Mapping[str, Row]) -> dict[str, Row]:
@@ -268,33 +298,28 @@ def errors(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    parser.add_argument("--redo", action="store_true", help="measure again what has rows")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of each turn, about")
-    parser.add_argument("--timeout", type=float, default=40.0, help="seconds that a side may take to prune")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--pixels", type=int, help="along each side of an image (default: 128; 224 on CUDA)")
-    parser.add_argument("--batch", type=int, help="the large batch (default: 8; 64 on CUDA)")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile on the CPU, too")
-    options = parser.parse_args(arguments)
+    taken = parser(__doc__)
+    taken.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    taken.add_argument("--seconds", type=float, default=0.2, help="of each turn, about")
+    taken.add_argument("--timeout", type=float, default=60.0, help="seconds that a side may take to prune")
+    taken.add_argument("--threads", type=int, default=1, help="of the CPU")
+    taken.add_argument("--pixels", type=int, help="along each side of an image (default: 128; 224 on CUDA)")
+    taken.add_argument("--batch", type=int, help="the large batch (default: 8; 64 on CUDA)")
+    taken.add_argument(
+        "--compiled", choices=("none", "some", "all"), default="some", help="what torch.compile is tried on"
+    )
+    options = taken.parse_args(arguments)
     torch.set_num_threads(options.threads)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if len(devices) == 1:
         print("no CUDA device: measuring on the CPU alone")
-    for name in MODELS:
-        chosen = any(fnmatch.fnmatch(name, pattern) for pattern in options.only or ["*"])
-        for device in devices if chosen else []:
-            if options.redo or not any(key.startswith(f"{device}/") and f"/{name}/" in key for key in load_rows(NAME)):
-                _save(measure(name, device, options))
-
-
-def _save(rows: Iterator[Row]) -> None:
-    for row in rows:
-        save_rows(NAME, {**load_rows(NAME), row["key"]: row})
-        report(load_rows(NAME))
-        print("  ".join([row["way"], *map(str, line(row))]), flush=True)
+    for name in filter(lambda name: matches(name, options.only), MODELS):
+        known = () if options.redo else {(row["way"], row["model"]) for row in load_rows(NAME).values()}
+        for device in devices:
+            wanted = [way for way in ways(name, device, options.compiled) if (str(way), name) not in known]
+            for row in measure(name, wanted, options) if wanted else ():
+                report(add_row(NAME, row))
+                print("  ".join([row["way"], *map(str, line(row))]), flush=True)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,13 @@ def masked_original(model: nn.Module, positions: Mapping[str, Tensor]) -> nn.Mod
 
 
 def share_statistics(masked: nn.Module, small: nn.Module, positions: Mapping[str, Tensor]) -> None:
-    """Gives the batch norms of the pruned model what those of the masked one have where it is left."""
-    theirs = batch_norms(small)
+    """Gives the pruned model what the batch norms of the masked one have where it is left; by name, since in a traced
+    model the norms may be functions."""
+    theirs = dict(small.named_buffers(remove_duplicate=False))
     for path, norm in batch_norms(masked).items():
-        for statistic in STATISTICS if path in theirs else ():
-            kept = positions[f"{path}.{statistic}"]
-            getattr(theirs[path], statistic).copy_(getattr(norm, statistic)[kept])
+        for name in (f"{path}.{statistic}" for statistic in STATISTICS):
+            if name in theirs:
+                theirs[name].copy_(getattr(norm, name.rpartition(".")[2])[positions[name]])
 
 
 class OverKept(TorchFunctionMode):

@@ -11,8 +11,6 @@ in `results/shrink.json` already are skipped.
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,13 +26,14 @@ import structprune as sp
 from . import zoo
 from .harness import (
     Row,
+    add_row,
     calibrate,
     call,
-    commit,
     isolated,
     load_rows,
+    matches,
+    parser,
     randomise,
-    save_rows,
     stopwatch,
     table,
     write_markdown,
@@ -175,23 +174,16 @@ def _line(row: Row) -> list[Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="patterns of model names")
-    parser.add_argument("--redo", action="store_true", help="measure again what has a row")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
-    options = parser.parse_args(arguments)
+    taken = parser(__doc__)
+    taken.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
+    options = taken.parse_args(arguments)
     for case in zoo.cases("torchvision-cnn"):
-        rows = load_rows("shrink")
-        if options.only and not any(fnmatch.fnmatch(case.name, pattern) for pattern in options.only):
-            continue
-        if case.key in rows and not options.redo:
+        if not matches(case.name, options.only) or (case.key in load_rows("shrink") and not options.redo):
             continue
         row = isolated(measure, case, timeout=options.timeout)
-        row.update(key=case.key, model=case.name, commit=commit())
+        row.update(key=case.key, model=case.name)
         row["status"] = status(row)
-        rows[case.key] = row
-        save_rows("shrink", rows)
-        report(rows)
+        report(add_row("shrink", row))
         print(
             "  ".join(
                 str(row.get(k))[:200]

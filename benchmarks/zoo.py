@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .harness import matches
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ PICTURES = {
 
 def torchvision_cnns() -> list[Case]:
     """Every classification CNN, segmentation network and video ResNet."""
-    return [_torchvision("torchvision-cnn", name) for name in _torchvision_names() if _matches(name, CNN_FAMILIES)]
+    return [_torchvision("torchvision-cnn", name) for name in _torchvision_names() if matches(name, CNN_FAMILIES)]
 
 
 def torchvision_others() -> list[Case]:
     """Everything else: transformers, ConvNeXt, detection, video, optical flow."""
-    return [_torchvision("torchvision", name) for name in _torchvision_names() if not _matches(name, CNN_FAMILIES)]
+    return [_torchvision("torchvision", name) for name in _torchvision_names() if not matches(name, CNN_FAMILIES)]
 
 
 def _torchvision_names() -> list[str]:
@@ -72,13 +73,13 @@ def _torchvision_names() -> list[str]:
 
 def _torchvision(group: str, name: str) -> Case:
     options: dict[str, Any] = {}
-    if _matches(name, DETECTION):
+    if matches(name, DETECTION):
         return Case(
             group, name, partial(_build_torchvision, name, _detector(name)), partial(_pictures, size=_size(name, 128))
         )
     if name.startswith("raft"):
         return Case(group, name, partial(_build_torchvision, name, options), partial(_two_pictures, size=128))
-    if _matches(name, SEGMENTATION):
+    if matches(name, SEGMENTATION):
         options["weights_backbone"] = None
         options["aux_loss"] = None if name.startswith("lraspp") else True
         options = {k: v for k, v in options.items() if v is not None or k != "aux_loss"}
@@ -118,7 +119,7 @@ def _build_mvit(name: str) -> nn.Module:
 
 def _size(name: str, default: int) -> Any:
     sizes: dict[str, Any] = {**CLIPS, **PICTURES}
-    return next((size for pattern, size in sizes.items() if fnmatch.fnmatch(name, pattern)), default)
+    return next((size for pattern, size in sizes.items() if matches(name, (pattern,))), default)
 
 
 def _pictures(batch: int, size: int) -> Any:
@@ -127,10 +128,6 @@ def _pictures(batch: int, size: int) -> Any:
 
 def _two_pictures(batch: int, size: int) -> Any:
     return image(batch, size), image(batch, size)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 # -- all of them -----------------------------------------------------------------------------------------
@@ -147,3 +144,15 @@ def cases(group: str) -> list[Case]:
 
 
 SETS = ("torchvision-cnn", "torchvision", "timm", "transformers")
+TITLES = {
+    "torchvision-cnn": "convolutional networks of torchvision",
+    "torchvision": "transformers and ConvNeXt of torchvision",
+    "timm": "timm",
+}
+TRANSFORMERS = ("vit_*", "swin_*", "maxvit_t", "convnext*")
+
+
+def classifiers(timm: Iterable[str]) -> list[Case]:
+    """Everything in torchvision's first set, its transformers and ConvNeXt, and these models of timm."""
+    others = [case for case in cases("torchvision") if matches(case.name, TRANSFORMERS)]
+    return [*cases("torchvision-cnn"), *others, *(case for case in cases("timm") if case.name in timm)]

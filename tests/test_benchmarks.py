@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import importlib
+import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import structprune as sp
 from benchmarks import __main__ as command
+from benchmarks import analysis_speed
 from benchmarks.coverage import Pruned, compared, outcome
 from benchmarks.provenance import Cipher, left, marked, masked_original
+from benchmarks.rivals import output_layers
 
 
 class Net(nn.Module):
@@ -75,6 +79,26 @@ def test_exact_pruning_is_found_equal() -> None:
     assert row["response"] > 1e-3
 
 
+class Norm(nn.Module):
+    """A batch norm that is none by its class, as tracing may leave it."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = nn.Buffer(norm.running_mean), nn.Buffer(norm.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+
+
+def test_statistics_are_shared_with_norms_of_any_class() -> None:
+    model = Net()
+    ciphers = marked(model)
+    small = sp.prune(model, images(0), ratio=0.5).model
+    small.norm = Norm(small.norm)  # type: ignore[arg-type]
+    assert judged(model, small, ciphers)[0] == "equal"
+
+
 def test_stock_norms_are_told_from_mistakes() -> None:
     model = Net()
     ciphers = marked(model)
@@ -115,6 +139,29 @@ def test_other_values_are_not_judged() -> None:
     other = copy.deepcopy(model)
     other.b.bias.data += 0.01
     assert judged(model, other, ciphers)[0] == "changed"
+
+
+def test_output_layers_are_as_wide_as_the_output() -> None:
+    model = Net()
+    assert output_layers(model, images(0)) == [model.out]
+
+
+def test_a_late_side_is_out_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
+        time.sleep(10)
+        return model
+
+    monkeypatch.setitem(analysis_speed.SIDES, "theirs", late)
+    row: dict[str, Any] = {}
+    for part in analysis_speed.take_turns(Net().eval(), images(0, 1), ("ours", "theirs"), 3, 1.0):
+        row |= part
+    assert "OutOfTimeError" in row["theirs_error"]
+    assert "theirs_s" not in row
+    assert row["ours_s"] == pytest.approx(
+        sum(row[f"ours_{phase}_s"] for phase in ("analyze", "plan", "apply")), rel=0.5
+    )
+    assert row["ours_samples"] in (2, 3)
+    assert row["ours_runs"] == "eval+train"
 
 
 def test_every_question_has_a_script(capsys: pytest.CaptureFixture[str]) -> None:
