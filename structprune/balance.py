@@ -35,8 +35,8 @@ def balanced(graph: ChannelGraph, rank: Rank) -> tuple[ChannelGraph, Scores]:
 
 
 def _movable(graph: ChannelGraph) -> int:
-    """How many units there are."""
-    return len(np.unique(graph.space.couplings.roots()))
+    """How many units there are, which are numbered from 1."""
+    return int(graph.space.couplings.roots().max())
 
 
 def _of_units(graph: ChannelGraph, rank: Rank) -> Scores:
@@ -76,7 +76,8 @@ def _even(units: IntArray) -> bool:
 def _in_order(grid: IntArray, units: IntArray, scores: Scores) -> IntArray:
     """The grid with each row from what scores least to what is fixed; as it is, if a unit has several cells."""
     movable: BoolArray = units > 0
-    if len(np.unique(units[movable])) < int(movable.sum()):
+    found = np.sort(units[movable])
+    if (found[1:] == found[:-1]).any():
         return grid
     order = np.argsort(np.where(movable, scores, np.inf), axis=1, kind="stable")
     return np.take_along_axis(grid, order, axis=1)
