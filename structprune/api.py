@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -16,27 +14,23 @@ from .analysis import Space
 from .collector import paused
 from .constraints import Selector, check_ratio
 from .diagram import draw
-from .errors import ExampleInputsError, VerificationError
+from .errors import VerificationError
 from .graph import ChannelGraph
 from .importance import Importance
 from .inventory import Inventory
 from .latency import Latency
 from .mask import mask as mask_model
+from .modes import traced
 from .plan import PruningPlan
 from .planning import plan
 from .prepare import calls_of, check_model, check_placement, unwrap
-from .program import Call, Program
 from .report import Report
 from .rewriting import check_rigid, rewrites
-from .rules import has_rule
 from .stock import check_norm
 from .surgery import apply as apply_plan
 from .swaps import stand_ins
-from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_plan
-
-Classes = Mapping[type[nn.Module], type[nn.Module]]  # what modules have while they are traced, by what they are
 
 
 @dataclass(frozen=True)
@@ -85,49 +79,8 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
     calls = calls_of(example_inputs)
     check_placement(parts, calls)
     with paused():
-        return _analyzed(parts, calls, stock, {**(rewrites(parts.model) if rewrite else {}), **stand_ins()})
-
-
-def _analyzed(parts: Inventory, calls: list[Call], stock: bool, classes: Classes) -> ChannelGraph:
-    programs = [trace(parts, Call(c.args, c.kwargs), has_rule, classes) for c in calls]
-    if asks_for_mode(parts):
-        programs += _in_train_mode(parts, calls, classes)
-    return ChannelGraph(parts, Space(parts, _different(programs), stock), calls[0])
-
-
-def _in_train_mode(parts: Inventory, calls: list[Call], classes: Classes) -> list[Program]:
-    """The calls in train mode; a model that does not take them there (detectors want targets) is not asked again."""
-    try:
-        return [trace(parts, Call(c.args, c.kwargs, training=True), has_rule, classes) for c in calls]
-    except ExampleInputsError:
-        return []
-
-
-def _different(programs: list[Program]) -> list[Program]:
-    """The programs without those that do again what another did."""
-    if len(programs) == 1:
-        return programs
-    return list({program.outline(): program for program in reversed(programs)}.values())[::-1]
-
-
-def asks_for_mode(parts: Inventory) -> bool:
-    """Whether any module outside torch.nn has code that reads `training`."""
-    return any(_reads_training(kind) for kind in set(map(type, parts.modules.values())))
-
-
-@functools.cache
-def _reads_training(kind: type) -> bool:
-    return any(
-        _names_training(member.__code__)
-        for base in kind.__mro__
-        if not base.__module__.startswith("torch.nn") and base is not object
-        for member in vars(base).values()
-        if isinstance(member, FunctionType) and member.__name__ not in ("train", "eval")
-    )
-
-
-def _names_training(code: CodeType) -> bool:
-    return "training" in code.co_names or any(isinstance(c, CodeType) and _names_training(c) for c in code.co_consts)
+        programs = traced(parts, calls, {**(rewrites(parts.model) if rewrite else {}), **stand_ins()})
+        return ChannelGraph(parts, Space(parts, programs, stock), calls[0])
 
 
 def prune(

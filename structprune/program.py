@@ -21,6 +21,14 @@ class Call:
     training: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A call of a module, with its positional arguments."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+
+
 @dataclass
 class Program:
     """What one call of the model did."""
@@ -28,6 +36,7 @@ class Program:
     graph: Graph
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
+    visits: list[Visit] = field(default_factory=list)  # of the outermost modules that were watched
 
     def mark_unread(self) -> None:
         """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""

@@ -21,7 +21,7 @@ from .frames import caller, source_line
 from .inventory import Inventory
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
-from .program import Program, tensors_in
+from .program import Program, Visit, tensors_in
 from .shapes import stand_in, together
 from .sizes import DimOf, Guard, Size
 from .unseen import UNSEEN, foreign, opaque
@@ -47,7 +47,12 @@ class Recorder(TorchFunctionMode):
     """Writes each operation into `program.graph`; `leaves` says which names need not be opened."""
 
     def __init__(
-        self, parts: Inventory, leaves: Callable[[str], bool], computing: bool, lasting: Collection[int] | None
+        self,
+        parts: Inventory,
+        leaves: Callable[[str], bool],
+        computing: bool,
+        lasting: Collection[int] | None,
+        watched: Collection[int] = (),
     ):
         super().__init__()
         self.program = Program(Graph())
@@ -56,6 +61,8 @@ class Recorder(TorchFunctionMode):
         self.registered = parts.registered  # the other tensors are mere attributes
         self.paths = parts.paths
         self.stack: list[str] = []
+        self.watched = watched  # ids of modules
+        self.depth = 0  # how many of them are running
         self.opened: list[Callable[..., Any]] = []  # Python functions whose body is running; some ask for themselves
         self.inside = False  # whether an operation is running: what it asks of sizes is not the model's question
         self.failed: str | None = None  # the innermost module whose forward raised
@@ -270,6 +277,10 @@ class Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
+        if id(module) in self.watched:
+            if not self.depth:
+                self.program.visits.append(Visit(module, args))
+            self.depth += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         failed = sys.exc_info()[1]
@@ -278,6 +289,7 @@ class Recorder(TorchFunctionMode):
         elif isinstance(module, torch.jit.ScriptModule):
             self.opaque(module, args, output)
         self.stack.pop()
+        self.depth -= id(module) in self.watched
 
     def opaque(self, called: Any, inputs: Any, output: Any) -> None:
         """A call whose inside cannot be seen."""

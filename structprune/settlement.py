@@ -63,11 +63,11 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
         values = attributes.setdefault(leaf.module, {})
-        if leaf.index is None:
+        if leaf.place is None:
             values[leaf.name] = int(value)
         else:
             several = values.get(leaf.name, tuple(held(graph.space.modules[leaf.module], leaf.name)))
-            values[leaf.name] = (*several[: leaf.index], int(value), *several[leaf.index + 1 :])
+            values[leaf.name] = (*several[: leaf.place], int(value), *several[leaf.place + 1 :])
     stock: Kept = {}
     for norm in graph.space.norms:
         gone = view.removed[norm.labels]

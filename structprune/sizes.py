@@ -27,15 +27,15 @@ class DimOf:
 
 
 class AttributeOf(NamedTuple):
-    """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its index."""
+    """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its place."""
 
     module: str
     name: str
-    index: int | None = None
+    place: int | None = None
 
     def pick(self, value: Any) -> int:
         """The number, of what the attribute holds."""
-        return int(value if self.index is None else value[self.index])
+        return int(value if self.place is None else value[self.place])
 
 
 @dataclass(frozen=True, eq=False)

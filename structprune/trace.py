@@ -32,23 +32,27 @@ def trace(
     call: Call,
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType({}),
+    watched: Collection[int] = (),
 ) -> Program:
     """Runs `call` on a model and returns the program; afterwards the model is as it was, bit for bit.
 
     Args:
         leaves: says of an operation's name whether it is understood; other Python functions are opened.
         stand_ins: the class that rigid modules have meanwhile, by exact type.
+        watched: ids of modules whose calls are noted in `visits`.
 
     Costly operations are not computed at first; where the model turns out to look at values, it is run again. So it
     is if it uses tensors of unknown origin: those that were there before are the same in both runs.
     """
     recorder = None
     with suppress(ValuesNeeded, ExampleInputsError):
-        recorder = _trace(parts, call, leaves, stand_ins, computing=False)
-    recorder = recorder or _trace(parts, call, leaves, stand_ins, computing=True)
+        recorder = _trace(parts, call, leaves, stand_ins, watched, computing=False)
+    recorder = recorder or _trace(parts, call, leaves, stand_ins, watched, computing=True)
     unnamed = [tensor for node, tensor in recorder.constants.values() if node.meta["op"] == "constant"]
     if unnamed:
-        recorder = _trace(parts, call, leaves, stand_ins, recorder.computing, {id(tensor) for tensor in unnamed})
+        recorder = _trace(
+            parts, call, leaves, stand_ins, watched, recorder.computing, {id(tensor) for tensor in unnamed}
+        )
     return recorder.program
 
 
@@ -57,11 +61,12 @@ def _trace(
     call: Call,
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]],
+    watched: Collection[int],
     computing: bool,
     lasting: Collection[int] | None = None,
 ) -> Recorder:
     scripted = {id(m) for s in parts.modules.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
-    recorder = Recorder(parts, leaves, computing, lasting)
+    recorder = Recorder(parts, leaves, computing, lasting, watched)
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     swapped: list[tuple[nn.Module, type[nn.Module]]] = []
     try:

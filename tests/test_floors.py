@@ -26,7 +26,7 @@ FLOORS = """
     rules.reduction rules.spatial recorder
     constant_rules mermaid plan trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
-    analysis mask roles surgery
+    analysis mask modes roles surgery
     explanation inflate kinds optimizers storage verify
     commands.common export graph progress report
     commands.files constraints importance.normalization latency promote settlement weights

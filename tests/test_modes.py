@@ -1,0 +1,104 @@
+"""Train mode is traced only where it may do something else, and always where it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_kept, randomise
+from torch import Tensor, nn
+
+import structprune as sp
+
+
+class Depth(nn.Module):
+    """Stochastic depth: in train mode whole examples are dropped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5).div_(0.5)
+
+
+class Softly(nn.Module):
+    """In train mode channels are mixed: none of them can go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.softmax(1) if self.training else x
+
+
+class Scaled(Depth):
+    """An argument by keyword, which is not seen from outside."""
+
+    def forward(self, x: Tensor, mixed: bool = False) -> Tensor:
+        return x.softmax(1) if self.training and mixed else x
+
+
+class Kept(Depth):
+    """Asks for the mode outside of `forward`."""
+
+    def go(self, x: Tensor) -> Tensor:
+        return x.softmax(1) if self.training else x
+
+
+class Net(nn.Module):
+    """Many layers, and one small module between them, called in some way."""
+
+    def __init__(self, between: nn.Module, how: str = "call") -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3)
+        self.between, self.how, self.calls = between, how, 0
+        self.last = nn.Sequential(nn.Conv2d(12, 8, 3), *(nn.ReLU() for _ in range(9)), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        RUNS.append(self.how)
+        x = self.first(x)
+        if self.how == "keyword":
+            x = self.between(x, mixed=True)
+        elif self.how == "method":
+            x = self.between.go(x)
+        else:
+            x = self.between(x)
+        return self.last(x)
+
+
+class Direct(Net):
+    """Goes past `__call__`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between.forward(self.first(x)))
+
+
+RUNS: list[str] = []  # of the whole model
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def made(model: nn.Module) -> Any:
+    return randomise(model.double())
+
+
+def test_what_does_the_same_is_not_traced_again() -> None:
+    model = made(Net(Depth()))
+    RUNS.clear()
+    graph = sp.analyze(model, images())
+    assert len(RUNS) == len(graph.space.programs) == 1
+    assert not any(program.visits for program in graph.space.programs)
+    assert sp.prune(model, images()).model.first.out_channels == 6  # verified in both modes
+
+
+@pytest.mark.parametrize("model", [
+    Net(Softly()), Net(Scaled(), "keyword"), Net(Kept(), "method"), Direct(Softly()), Net(nn.Sequential(Softly())),
+], ids=["mixes", "keyword", "method", "forward", "inside"])  # fmt: skip
+def test_what_does_something_else_counts(model: nn.Module) -> None:
+    assert_kept(made(model), images(), "first.weight[0]", "softmax")
+
+
+def test_a_module_that_is_never_called_asks_nothing() -> None:
+    model = made(Net(Depth()))
+    model.spare = Softly()
+    RUNS.clear()
+    assert len(sp.analyze(model, images()).space.programs) == len(RUNS) == 1
