@@ -51,7 +51,7 @@ class Result:
 def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid: str = "keep") -> ChannelGraph:
     """Traces the model on every example and solves which channels belong together.
 
-    The model runs once for each example in eval mode, and once in train mode if its code asks for the mode
+    The model runs once for each example in eval mode, and once in train mode if its code may do something else there
     (auxiliary heads); afterwards it is as it was, bit for bit.
 
     Args:
