@@ -142,12 +142,13 @@ class Costs:
         _, first, self.classes = np.unique(signature, return_index=True, return_inverse=True)
         self.totals = np.bincount(self.classes, minlength=len(first))
         self._fixed = np.zeros(len(self._vectors))
-        self._each = np.zeros((len(self._vectors), len(first)))
+        each = np.zeros((len(self._vectors), len(first)))
         for i, units in enumerate(self._vectors):
             times = np.bincount(units, minlength=count)
             self._fixed[i] = times[0]
-            self._each[i] = times[first]
-        self._each[:, self.classes[0]] = 0  # what no size counts, and what is fixed
+            each[i] = times[first]
+        each[:, self.classes[0]] = 0  # what no size counts, and what is fixed
+        self._each = csr_array(each)  # most sizes count few classes
         self._fixed[0] = 1
 
     def of(self, units: IntArray) -> IntArray:
