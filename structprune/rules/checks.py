@@ -41,7 +41,7 @@ class View:
         if id(labels) not in self._kept:
             found: dict[int, IntArray] = {}
             for coordinate in labels.coordinates:
-                if max(coordinate.shape) == coordinate.size:
+                if 1 < coordinate.size == max(coordinate.shape):
                     left = self.left(coordinate)
                     if left is not None:
                         found[coordinate.shape.index(coordinate.size)] = left
