@@ -15,13 +15,13 @@ def magnitude_pruner(model: nn.Module, example: Tensor, **options: Any) -> Any:
     tp = importlib.import_module("torch_pruning")
     return tp.pruner.MagnitudePruner(
         model, example, importance=tp.importance.GroupMagnitudeImportance(p=1), ignored_layers=heads(model),
-        num_heads={m.qkv: m.num_heads for m in _attentions(model)}, **options,
+        num_heads={m.qkv: m.num_heads for m in attentions(model)}, **options,
     )  # fmt: skip
 
 
 def set_sizes(model: nn.Module, pruner: Any) -> None:
     """Sets the sizes that attentions with a fused projection, and torchvision's ViT, hold as attributes."""
-    for attention in _attentions(model):
+    for attention in attentions(model):
         attention.num_heads = pruner.num_heads[attention.qkv]
         width = attention.qkv.out_features // 3
         _set_if_there(attention, head_dim=width // attention.num_heads, attn_dim=width)
@@ -29,7 +29,7 @@ def set_sizes(model: nn.Module, pruner: Any) -> None:
         _set_if_there(model, hidden_dim=model.conv_proj.out_channels)
 
 
-def _attentions(model: nn.Module) -> list[Any]:
+def attentions(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(getattr(m, "qkv", None), nn.Linear) and hasattr(m, "num_heads")]
 
 
