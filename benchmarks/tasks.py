@@ -68,7 +68,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def drawn(seed: int, counts: tuple[int, int] = (2000, 500), size: int = 20) -> Split:
+def drawn(seed: int, counts: tuple[int, int] = (1500, 500), size: int = 16) -> Split:
     """Ten shapes, turned by up to 45 degrees, at any place, bright on a dark ground of any colours, with noise."""
     random = torch.Generator().manual_seed(seed)
     total = sum(counts)
@@ -76,7 +76,7 @@ def drawn(seed: int, counts: tuple[int, int] = (2000, 500), size: int = 20) -> S
     classes = classes[torch.randperm(total, generator=random)]
     inside = (_drawing(classes, size, random) * size).sigmoid().unsqueeze(1)
     ground, ink = (torch.rand(total, 3, 1, 1, generator=random) * 0.8 + low for low in (-1.0, 0.2))
-    images = ground + (ink - ground) * inside + 0.3 * torch.randn(total, 3, size, size, generator=random)
+    images = ground + (ink - ground) * inside + 0.2 * torch.randn(total, 3, size, size, generator=random)
     train, test = (Data(*parts) for parts in zip(images.split(counts), classes.split(counts), strict=True))
     return train, test
 
