@@ -90,7 +90,7 @@ def _levels(model: nn.Module, data: Data, levels: Sequence[float], cut: Callable
     left = functools.cache(lambda ratio: macs(cut(ratio), data.images) / whole)
     whole = macs(model, data.images)
     for level in levels:
-        ratio = smallest(lambda ratio, level=level: left(ratio) <= level)
+        ratio = smallest(lambda ratio, level=level: left(ratio) <= level)  # type: ignore[misc]
         if ratio is None:
             raise ValueError(f"no ratio leaves {level:.0%} of the MACs")
         yield level, cut(ratio)
