@@ -123,8 +123,10 @@ structprune is ahead (negative: behind) of Torch-Pruning (TP) with the same netw
 how many cases it is ahead and behind. Of Torch-Pruning's ways to normalise (mean, max, gaussian, none), and the mean with
 isomorphic ranking, which were tried on a ResNet-20 of another seed, gaussian was best for L1, none for the scales of batch
 norms, and the default for the others: these are rows of their own, *standardised* and *not normalised*. structprune's
-scales are summed over the norms of a channel by default; *mean* is their mean, as Torch-Pruning's. Torch-Pruning's scales
-say nothing of a group without a batch norm, as a ViT's are.
+scales are summed over the norms of a channel by default; *mean* is their mean, as Torch-Pruning's. Sums that are not
+normalised leave the MobileNet's last convolution one channel of 128, since only one norm reads it; `max_ratio=0.9` prevents
+that. Torch-Pruning spares layers that would lose all their channels, and its scales say nothing of groups without a batch
+norm, as a ViT's are.
 """
 KINDS = ("L1", "L1, standardised", "L2", "Taylor", "BN scale", "BN scale, not normalised")
 PAIRS = [
