@@ -24,6 +24,7 @@ QUESTIONS = {
     "budgets": "are targets met, how closely, and how long does it take to plan?",
     "latency": "does it get faster?",
     "accuracy": "which importance keeps the most accuracy at equal MACs?",
+    "accuracy_curves": "how accurate are pruned networks at 2 to 8 times fewer MACs?",
     "shrink": "how small do masked networks get?",
     "resnet18_cifar10": "how small does a trained and masked ResNet-18 get, and how accurate is it?",
 }

@@ -14,221 +14,28 @@ standard deviation; the last column says which shares of the MACs were left on a
 from __future__ import annotations
 
 import argparse
-import copy
 import fnmatch
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
-import structprune as sp
-from structprune import cost
 from structprune import importance as imp
 
-from .harness import RESULTS, Row, load_rows, save_rows, table, write_markdown
+from .harness import RESULTS, Row, load_rows, percent, save_rows, table, write_markdown
+from .networks import network
+from .sides import Prune, loss, ours, take_gradients, take_squares, theirs
+from .tasks import accuracy, digits, macs, train
 
 NAME = "accuracy"
 SHOWN = (0.9, 0.8, 0.7, 0.6, 0.5)  # shares of the MACs that are kept
 TUNED = 0.1  # and before fine-tuning
 LEVELS = (*SHOWN, TUNED)
-TEST, CALIBRATION, BATCH = 360, 512, 64
+MODELS = ("resnet20", "vgg")
+CALIBRATION = 512
 EPOCHS, TUNING = 12, 2
-
-# -- data and models ---------------------------------------------------------------------------------------
-
-
-class Data(NamedTuple):
-    """Images [N, 1, 8, 8] and classes [N]."""
-
-    images: Tensor
-    classes: Tensor
-
-    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.images.split(size), self.classes.split(size), strict=True))
-
-
-def digits() -> tuple[Data, Data]:
-    """Training and test set, in an order that depends on the seed."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = torch.randperm(len(data.images))
-    images = torch.from_numpy(data.images).float().unsqueeze(1)[order] / 8 - 1
-    classes = torch.from_numpy(data.target)[order]
-    return Data(images[TEST:], classes[TEST:]), Data(images[:TEST], classes[:TEST])
-
-
-class Block(nn.Module):
-    """Two convolutions and a way around them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.around: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(out)) + self.around(x)).relu()
-
-
-class ResNet20(nn.Module):
-    """He et al., CVPR 2016, section 4.2, for images of one channel."""
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        shapes = [(width, width, 1), (width, width, 1), (width, width, 1)]
-        for inputs in (width, 2 * width):
-            shapes += [(inputs, 2 * inputs, 2), (2 * inputs, 2 * inputs, 1), (2 * inputs, 2 * inputs, 1)]
-        self.blocks = nn.Sequential(*(Block(*shape) for shape in shapes))
-        self.head = nn.Linear(4 * width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-class VGG(nn.Module):
-    """Three pairs of convolutions, and two linear layers."""
-
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 1
-        for outputs in (width, 2 * width, 4 * width):
-            for _ in range(2):
-                layers += [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-                inputs = outputs
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.hidden = nn.Linear(inputs, 4 * width)
-        self.head = nn.Linear(4 * width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.hidden(self.features(x).flatten(1)).relu())
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {"resnet20": ResNet20, "vgg": VGG}
-
-
-def train(model: nn.Module, data: Data, epochs: int, rate: float) -> nn.Module:
-    """One cycle of SGD."""
-    steps = epochs * (len(data.images) // BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    model.train()
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(data.images)).split(BATCH)[: len(data.images) // BATCH]:
-            optimizer.zero_grad()
-            cross_entropy(model(data.images[chosen]), data.classes[chosen]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    return float((model(data.images).argmax(1) == data.classes).double().mean())
-
-
-def macs(model: nn.Module) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 1, 8, 8))
-    return counter.get_total_flops() // 2
-
-
-# -- pruning to a share of the MACs --------------------------------------------------------------------------
-
-Pruned = Iterator[tuple[float, nn.Module]]  # the level, and the model that meets it
-Prune = Callable[[nn.Module, Data], Pruned]
-
-
-def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return cross_entropy(model(batch[0]), batch[1])
-
-
-def smallest(fits: Callable[[float], bool], steps: int = 8) -> float:
-    """The smallest ratio between 0 and 1 that fits, by bisection."""
-    low, high = 0.0, 1 - 1e-9
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def ours(make: Callable[[list[Any]], Any]) -> Prune:
-    """structprune, with the importance that `make` returns for some batches."""
-
-    def prune(model: nn.Module, data: Data) -> Pruned:
-        graph = sp.analyze(model, data.images[:1])
-        criterion = make(data.batches(BATCH))
-        if hasattr(criterion, "prepare"):
-            criterion.prepare(graph)
-        scores = {id(group): criterion(group) for group in graph.groups}
-        whole = cost.macs(graph)
-
-        def stored(group: sp.Group) -> Any:
-            return scores[id(group)]
-
-        stored.normalize = imp.normalization_of(criterion)  # type: ignore[attr-defined]
-
-        def fits(ratio: float) -> bool:
-            plan = sp.plan(graph, stored, ratio, "global")
-            return macs(sp.apply(plan, model)) <= level * whole
-
-        for level in LEVELS:
-            yield level, sp.apply(sp.plan(graph, stored, smallest(fits), "global"), model)
-
-    return prune
-
-
-def theirs(
-    make: Callable[[], Any], prepare: Callable[[Any, nn.Module, Data], None] | None = None, **options: Any
-) -> Prune:
-    """Torch-Pruning, with a fresh copy of the model for each ratio that is tried."""
-    import torch_pruning as tp
-
-    def prune(model: nn.Module, data: Data) -> Pruned:
-        whole, criterion = macs(model), make()
-        model = copy.deepcopy(model)
-
-        def cut(ratio: float) -> nn.Module:
-            copied = copy.deepcopy(model)
-            if prepare:
-                prepare(criterion, copied, data)
-            tp.pruner.BasePruner(
-                copied, data.images[:1], importance=criterion, pruning_ratio=ratio, global_pruning=True,
-                ignored_layers=[copied.head], **options,
-            ).step()  # fmt: skip
-            return copied
-
-        for level in LEVELS:
-            yield level, cut(smallest(lambda ratio, level=level: macs(cut(ratio)) <= level * whole))
-
-    return prune
-
-
-def take_gradients(criterion: Any, model: nn.Module, data: Data) -> None:
-    """What GroupTaylorImportance reads: the gradients of the loss over all the data."""
-    cross_entropy(model(data.images), data.classes).backward()
-
-
-def take_squares(criterion: Any, model: nn.Module, data: Data) -> None:
-    """What GroupHessianImportance reads: the squared gradients of single examples."""
-    criterion.zero_grad()
-    for one in cross_entropy(model(data.images[:32]), data.classes[:32], reduction="none"):
-        model.zero_grad()
-        one.backward(retain_graph=True)
-        criterion.accumulate_grad(model)
 
 
 def methods() -> dict[str, Prune]:
@@ -273,15 +80,15 @@ def measure(name: str, seed: int) -> Iterator[Row]:
     """All methods on one trained network; a row for each."""
     torch.manual_seed(seed)
     data, test = digits()
-    dense = train(MODELS[name](), data, EPOCHS, 0.1)
-    whole, chosen = macs(dense), Data(data.images[:CALIBRATION], data.classes[:CALIBRATION])
+    dense = train(network(name, data.images, 10), data, EPOCHS, 0.1)
+    whole = macs(dense, data.images)
     yield {"method": "dense", "seed": seed, "model": name, "macs": whole, "accuracy": accuracy(dense, test)}
     for method, prune in methods().items():
         torch.manual_seed(seed)
         start = time.perf_counter()
         row: Row = {"method": method, "seed": seed, "model": name, "left": [], "at once": []}
-        for level, small in prune(dense, chosen):
-            row["left"].append(macs(small) / whole)
+        for level, small in prune(dense, data.first(CALIBRATION), LEVELS):
+            row["left"].append(macs(small, data.images) / whole)
             row["at once"].append(accuracy(small, test))
             if level == TUNED:
                 row["seconds"] = time.perf_counter() - start
@@ -293,17 +100,11 @@ def measure(name: str, seed: int) -> Iterator[Row]:
 HEADER = ("importance", *(f">{level:.0%} of MACs" for level in SHOWN), f">{TUNED:.0%}, fine-tuned", ">MACs left, %")
 
 
-def mean(values: list[float]) -> str:
-    """In percent, with the standard deviation."""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
 def line(method: str, rows: list[Row]) -> list[Any]:
     """One row of the table."""
-    each = [mean([row["at once"][i] for row in rows]) for i in range(len(SHOWN))]
+    each = [percent([row["at once"][i] for row in rows]) for i in range(len(SHOWN))]
     left = " / ".join(f"{100 * statistics.mean(row['left'][i] for row in rows):.0f}" for i in range(len(LEVELS)))
-    return [method, *each, mean([row["tuned"] for row in rows]), left]
+    return [method, *each, percent([row["tuned"] for row in rows]), left]
 
 
 def report(rows: dict[str, Row]) -> None:
@@ -313,7 +114,7 @@ def report(rows: dict[str, Row]) -> None:
         own = [row for row in rows.values() if row["model"] == name]
         dense = [row for row in own if row["method"] == "dense"]
         if dense:
-            base = mean([row["accuracy"] for row in dense])
+            base = percent([row["accuracy"] for row in dense])
             by_method = {method: [row for row in own if row["method"] == method] for method in methods()}
             lines = [line(method, found) for method, found in by_method.items() if found]
             parts.append(

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import signal
+import statistics
 import subprocess
 import time
 import traceback
@@ -149,6 +150,12 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 or not value else f"{value:.0e}"
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def percent(values: Sequence[float]) -> str:
+    """The mean in percent, with the standard deviation."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def write_markdown(name: str, title: str, parts: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ from torch.nn.utils import prune
 import structprune as sp
 
 from .harness import Row, save_rows, table, write_markdown
+from .tasks import cifar10
 
 Images = tuple[Tensor, Tensor]
 
@@ -46,19 +47,6 @@ class Scheme:
 
 
 # -- data ------------------------------------------------------------------------------------------------
-
-
-def cifar10(folder: str) -> tuple[Images, Images] | None:
-    """Training and test images from a folder that holds them; None if it does not."""
-    from torchvision.datasets import CIFAR10
-
-    try:
-        parts = [CIFAR10(folder, train=train) for train in (True, False)]
-    except RuntimeError:
-        return None
-    scaled = [torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 127.5 - 1 for part in parts]
-    train, test = ((images, torch.tensor(part.targets)) for images, part in zip(scaled, parts, strict=True))
-    return train, test
 
 
 def coloured_digits(seed: int) -> tuple[Images, Images]:

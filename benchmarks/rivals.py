@@ -30,13 +30,13 @@ def magnitude_pruner(model: nn.Module, example: Tensor, outputs: list[nn.Module]
     heads = [m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
     return tp.pruner.MagnitudePruner(
         model, example, importance=tp.importance.GroupMagnitudeImportance(p=1), ignored_layers=outputs,
-        num_heads={m.qkv: m.num_heads for m in _attentions(model)}, round_to=math.lcm(*heads) if heads else None, **options,
+        num_heads={m.qkv: m.num_heads for m in attentions(model)}, round_to=math.lcm(*heads) if heads else None, **options,
     )  # fmt: skip
 
 
 def set_sizes(model: nn.Module, pruner: Any) -> None:
     """Sets the sizes that attentions with a fused projection, and torchvision's ViT, hold as attributes."""
-    for attention in _attentions(model):
+    for attention in attentions(model):
         attention.num_heads = pruner.num_heads[attention.qkv]
         width = attention.qkv.out_features // 3
         _set_if_there(attention, head_dim=width // attention.num_heads, attn_dim=width)
@@ -45,7 +45,7 @@ def set_sizes(model: nn.Module, pruner: Any) -> None:
         _set_if_there(model, hidden_dim=first.out_channels)
 
 
-def _attentions(model: nn.Module) -> list[Any]:
+def attentions(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(getattr(m, "qkv", None), nn.Linear) and hasattr(m, "num_heads")]
 
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 import importlib
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
 from benchmarks import __main__ as command
 from benchmarks import analysis_speed
+from benchmarks.accuracy_curves import data_sets, differences, verdict
 from benchmarks.coverage import Pruned, compared, outcome
+from benchmarks.networks import NETWORKS, network
 from benchmarks.provenance import Cipher, left, marked, masked_original
 from benchmarks.rivals import output_layers
+from benchmarks.sides import ours, smallest
+from benchmarks.tasks import SHAPES, Data, drawn, image_folder, macs
+from structprune import importance as imp
 
 
 class Net(nn.Module):
@@ -172,3 +179,63 @@ def test_every_question_has_a_script(capsys: pytest.CaptureFixture[str]) -> None
         assert callable(importlib.import_module(f"benchmarks.{name}").main)
     with pytest.raises(SystemExit):
         command.main(["speed of light"])
+
+
+def test_drawn_shapes_depend_on_the_seed_alone() -> None:
+    train, test = drawn(3, (40, 20), size=16)
+    again, _ = drawn(3, (40, 20), size=16)
+    other, _ = drawn(4, (40, 20), size=16)
+    assert train.images.shape == (40, 3, 16, 16)
+    assert torch.equal(train.images, again.images)
+    assert not torch.equal(train.images, other.images)
+    assert torch.bincount(torch.cat([train.classes, test.classes])).tolist() == [6] * len(SHAPES)
+
+
+def test_every_shape_has_an_inside_and_an_outside_of_its_own() -> None:
+    axis = torch.linspace(-1, 1, 32)
+    areas = [(shape(axis.expand(32, 32), axis[:, None].expand(32, 32)) >= 0) for shape in SHAPES.values()]
+    assert all(0.1 < area.double().mean() < 0.75 for area in areas)
+    assert all((a != b).double().mean() > 0.05 for i, a in enumerate(areas) for b in areas[:i])
+
+
+def test_folders_of_images_are_read(tmp_path: Path) -> None:
+    for part, name, value in (("train", "cat", 0), ("train", "dog", 255), ("val", "cat", 0), ("val", "dog", 255)):
+        folder = tmp_path / part / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (12, 8), (value,) * 3).save(folder / "1.png")
+    assert image_folder(str(tmp_path / "train")) is None
+    split = image_folder(str(tmp_path), size=4)
+    assert split is not None
+    for part in split:
+        assert part.images.shape == (2, 3, 4, 4)
+        assert part.classes.tolist() == [0, 1]
+        assert part.images[:, 0, 0, 0].tolist() == [-1, 1]
+    assert list(data_sets(str(tmp_path))) == ["digits", "drawn", "folder"]
+    assert list(data_sets(str(tmp_path / "train"))) == ["digits", "drawn"]
+
+
+def test_the_smallest_ratio_is_found_though_larger_ones_do_not_fit() -> None:
+    assert smallest(lambda ratio: 0.3 <= ratio < 0.5) == pytest.approx(0.3, abs=1 / 256)
+    assert smallest(lambda ratio: ratio > 0.999) == pytest.approx(1)
+    assert smallest(lambda ratio: False) is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("example", [torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 20, 20)], ids=["grey", "colour"])
+def test_networks_are_cut_to_a_share_of_their_macs(name: str, example: Tensor) -> None:
+    model = network(name, example, 10).eval()
+    (level, small), *_ = ours(lambda _: imp.L1(slices="all"))(model, Data(example, torch.zeros(1)), [0.5])
+    assert level == 0.5
+    assert small(example).shape == (1, 10)
+    assert 0.4 < macs(small, example) / macs(model, example) <= 0.5
+
+
+def test_pairs_are_compared_seed_by_seed() -> None:
+    def row(method: str, seed: int, **found: float) -> tuple[str, dict[str, Any]]:
+        return f"digits/vgg/{method}/{seed}", {"method": method, "seed": seed, "tuned": found}
+
+    rows = dict([row("L1", 0, x=0.9), row("TP L1", 0, x=0.8), row("L1", 1, x=0.7), row("TP L1", 1), row("L1", 2)])
+    assert differences(rows, "L1", "TP L1", "tuned", "x") == [pytest.approx(0.1)]
+    assert differences(rows, "TP L1", "L1", "tuned", "x") == [pytest.approx(-0.1)]
+    assert verdict([0.1, 0.3, -0.1, 0.1]) == "+10.0 ± 8.2 (3:1)"
+    assert verdict([0.1]) == ""
