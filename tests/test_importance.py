@@ -578,10 +578,10 @@ def test_normalisation_by_hand() -> None:
         "max": [[1 / 3, 1], [1 / 6, 1 / 3, 1], [1, 1, 1]],
         "standardise": [[-1, 1], (scores[1] - 30) / (1400 / 3) ** 0.5, [0, 0, 0]],
         "isomorphic": [
-            [0.1, 0.3],
-            [0.5, 0.7, 0.9],
+            [0.3, 0.7],
+            [0.1, 0.5, 0.9],
             [0.5, 0.5, 0.5],
-        ],  # the third has a norm: it is compared with itself
+        ],  # over each group's mean; the third has a norm: it is compared with itself
     }
     assert set(expected) == set(imp.NORMALIZATIONS)
     for how, values in expected.items():

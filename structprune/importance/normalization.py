@@ -60,10 +60,10 @@ def normalized(groups: Sequence[Group], scores: Sequence[Scores], how: str) -> l
         scores: one array for each group, one score for each unit.
         how: `"none"`; `"mean"` and `"max"` divide by the mean or the largest magnitude in the group;
             `"standardise"` subtracts the group's mean and divides by its standard deviation, as FLAP does (An et
-            al., AAAI 2024); `"isomorphic"` ranks the units of all groups of the same structure together, and a
-            score becomes the fraction of them that score less: the same share goes from every kind of structure,
-            as in Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024. Groups are isomorphic if the
-            same operations read their parameters, in the same roles.
+            al., AAAI 2024); `"isomorphic"` ranks the units of all groups of the same structure together, each score
+            over the mean of its group, and a score becomes the fraction of them that score less: the same share goes
+            from every kind of structure, as in Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024. Groups
+            are isomorphic if the same operations read their parameters, in the same roles.
 
     Raises ArgumentError for any other `how`.
     """
@@ -76,7 +76,7 @@ def normalized(groups: Sequence[Group], scores: Sequence[Scores], how: str) -> l
         alike.setdefault(structure(group), []).append(i)
     found: dict[int, Scores] = {}
     for members in alike.values():
-        pool = np.concatenate([scores[i] for i in members])
+        pool = np.concatenate([_mean(np.asarray(scores[i], np.float64)) for i in members])  # or a weak layer goes whole
         ends = np.cumsum([len(scores[i]) for i in members])
         found.update(zip(members, np.split(_quantiles(pool), ends[:-1]), strict=True))
     return [found[i] for i in range(len(groups))]

@@ -110,7 +110,8 @@ class BNScale(Criterion):
     Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, and for layer,
     group and RMS norms alike; meant for models trained with `structprune.regularize.BNScale`. A group without
     a norm that has a scale is scored by the L1 norm of its filters over the group's mean: like scales, such
-    scores are about 1. The paper compares the scales of all layers as they are: `normalize="none"`.
+    scores are about 1. The paper compares the scales of all layers as they are: `normalize="none"`; give `max_ratio`
+    with it, or layers with small scales may be left with a single channel.
     """
 
     def __init__(self, reduction: str = "sum", normalize: str = "mean") -> None:
