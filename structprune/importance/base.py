@@ -19,6 +19,7 @@ Importance = Callable[[Group], Any]
 
 SLICES = ("producers", "consumers", "all")
 REDUCTIONS = ("sum", "mean", "max")
+CHUNK = 1 << 18  # numbers whose absolute values a CPU takes at a time
 
 
 class Criterion:
@@ -105,7 +106,7 @@ def _powers(rows: Tensor, power: int) -> Tensor:
 
 def _rows_at_once(rows: Tensor) -> int:
     """So many rows that their absolute values stay in the processor's cache."""
-    return max(1, (1 << 16) // max(rows.shape[1], 1)) if rows.device.type == "cpu" else max(rows.shape[0], 1)
+    return max(1, CHUNK // max(rows.shape[1], 1)) if rows.device.type == "cpu" else max(rows.shape[0], 1)
 
 
 def wide(tensor: Tensor) -> Tensor:
