@@ -75,7 +75,8 @@ class Graph:
         """A new last node; `inputs` are the nodes among its arguments, if they are known."""
         if inputs is None:
             inputs = {}
-            _collect((args, kwargs), inputs)
+            if args or kwargs:
+                _collect((args, kwargs), inputs)
         node = Node(self, op, target, args, kwargs or {}, inputs, {} if meta is None else meta)
         self.nodes.append(node)
         return node

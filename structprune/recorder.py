@@ -103,9 +103,12 @@ class Recorder(TorchFunctionMode):
         lifted, lifted_kwargs = self.lift(spelled, inputs, sizes)
         if known.inplace or "out" in kwargs:
             self.protect(kwargs.get("out", args[0] if args else None))
+        blank = any(node.meta.get("blank") for node in inputs)
         self.inside = True
         try:
-            out = self.execute(known.name, function, args, kwargs)
+            out = None if self.computing else self.stand_in(known, args, kwargs, blank)
+            blank |= out is not None
+            out = self.execute(known.name, function, args, kwargs) if out is None else out
         finally:
             self.inside = False
         if known.name in _INDEXING:
@@ -115,21 +118,21 @@ class Recorder(TorchFunctionMode):
         reads = told and known.name != "setitem"  # Python gets to see values
         node = self.add(
             function, known.name, lifted, lifted_kwargs, inputs,
-            inplace=known.inplace, writes=writes, reads=reads, sizes=sizes,
+            inplace=known.inplace, writes=writes, reads=reads, sizes=sizes, blank=blank,
         )  # fmt: skip
         if reads and not self.computing:
             raise ValuesNeeded
         self.bind(node, args[0] if known.name == "setitem" else out)
         return out
 
+    def stand_in(self, known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], blank: bool) -> Tensor | None:
+        """What answers a costly operation, unless values count; `blank` arguments hold none."""
+        if self.needs_values(known.name, args):
+            raise ValuesNeeded
+        return stand_in(known.name, args, kwargs, known.inplace, blank)
+
     def execute(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Costly operations are answered with zeros, unless values count; batch norms are run without batch
-        statistics: a trace changes no buffer and takes a batch of one."""
-        if not self.computing:
-            if self.needs_values(name, args):
-                raise ValuesNeeded
-            if (zeros := stand_in(name, args, kwargs)) is not None:
-                return zeros
+        """Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of one."""
         if self.on_meta:
             args, kwargs = together((args, kwargs))
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):

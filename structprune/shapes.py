@@ -1,7 +1,8 @@
 """Shapes of the costly operations, so that a trace need not compute them.
 
-A trace needs shapes, not values: convolutions and linear layers are answered with zeros of the right shape.
-Only where a model looks at values (`if x.max() > 0`) is it run for real.
+A trace needs shapes, not values: convolutions, linear layers, pooling and attention are answered with zeros of the
+right shape, and so is what is done to these zeros element by element. Only where a model looks at values
+(`if x.max() > 0`) is it run for real.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .program import map_tensors, tensors_in
@@ -16,13 +18,35 @@ from .program import map_tensors, tensors_in
 Shape = tuple[int, ...]
 
 
-def _spread(value: Any, rank: int) -> Sequence[int] | None:
-    """A stride or padding for each dimension; None for what is given as a word."""
+def _spread(value: Any, rank: int) -> list[int] | None:
+    """A stride or padding for each dimension, as plain numbers; None for what is given as a word.
+
+    Sizes are plain numbers here, since their arithmetic, which remembers where they come from, is slow.
+    """
     if isinstance(value, int):
-        return [value] * rank
+        return [int.__int__(value)] * rank
     if isinstance(value, list | tuple):
-        return list(value) * rank if len(value) == 1 else list(value)
+        plain = [int.__int__(v) for v in value]
+        return plain * rank if len(plain) == 1 else plain
     return None
+
+
+def _slid(
+    lengths: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, up: bool = False
+) -> list[int] | None:
+    """How many places windows have along each dimension; `up` counts those that begin inside and end outside, too."""
+    rank = len(lengths)
+    steps, edges, spaces = _spread(stride, rank), _spread(padding, rank), _spread(dilation, rank)
+    if steps is None or edges is None or spaces is None:
+        return None
+    found = []
+    for n, k, s, p, d in zip(lengths, kernel, steps, edges, spaces, strict=True):
+        places, rest = divmod(n + 2 * p - d * (k - 1) - 1, s)
+        found.append(places + 1 + (up and rest > 0 and (places + 1) * s < n + p))
+    return found if min(found) > 0 else None
+
+
+# -- by operation: the shape of the result, or None where PyTorch should say what is wrong -------------------------
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
@@ -36,49 +60,131 @@ def convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Shape | None:  # fmt: skip
-    """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]; None where PyTorch should say what is wrong."""
-    rank = weight.ndim - 2
-    steps, edges, spaces = (_spread(v, rank) for v in (stride, padding, dilation))
-    if steps is None or edges is None or spaces is None or input.ndim != weight.ndim:
+    """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]"""
+    if input.ndim != weight.ndim or input.ndim < 3:
         return None
-    if input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    (batch, channels, *lengths), (outputs, inputs, *kernel) = input.shape, weight.shape
+    count = int.__int__(groups)
+    sizes = _slid(lengths, kernel, stride, padding, dilation)
+    if sizes is None or channels != inputs * count or outputs % count:
         return None
-    sizes = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(input.shape[2:], edges, spaces, weight.shape[2:], steps, strict=True)
-    ]
-    return (input.shape[0], weight.shape[0], *sizes) if min(sizes) > 0 else None
+    return (batch, outputs, *sizes)
+
+
+def pooling(rank: int, input: Tensor, kernel_size: Any, stride: Any, padding: Any, up: bool) -> Shape | None:
+    """Windows over the last dimensions, which may be of an image or of a batch of images."""
+    kernel = _spread(kernel_size, rank)
+    if kernel is None or input.ndim not in (rank + 1, rank + 2):
+        return None
+    sizes = _slid(input.shape[-rank:], kernel, stride or kernel, padding, 1, up)
+    return None if sizes is None else (*input.shape[:-rank], *sizes)
+
+
+def averaging(rank: int) -> Callable[..., Shape | None]:
+    """`avg_pool1d` and its likes."""
+
+    def shape(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+        ceil_mode: bool = False, *args: Any, **kwargs: Any,
+    ) -> Shape | None:  # fmt: skip
+        return pooling(rank, input, kernel_size, stride, padding, ceil_mode)
+
+    return shape
+
+
+def maximum(rank: int) -> Callable[..., Shape | None]:
+    """`max_pool1d` and its likes."""
+
+    def shape(
+        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Shape | None:  # fmt: skip
+        plain = not return_indices and dilation in (1, (1,) * rank)
+        return pooling(rank, input, kernel_size, stride, padding, ceil_mode) if plain else None
+
+    return shape
+
+
+def resizing(rank: int) -> Callable[..., Shape | None]:
+    """`adaptive_avg_pool1d` and its likes."""
+
+    def shape(input: Tensor, output_size: Any) -> Shape | None:
+        given = output_size if isinstance(output_size, list | tuple) else (output_size,) * rank
+        if len(given) != rank or input.ndim not in (rank + 1, rank + 2):
+            return None
+        lengths = zip(given, input.shape[-rank:], strict=True)
+        return (*input.shape[:-rank], *(n if size is None else int.__int__(size) for size, n in lengths))
+
+    return shape
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Shape | None:
+    """[..., L, E] x [..., S, E] x [..., S, V] -> [..., L, V]"""
+    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2] and query.ndim == value.ndim
+    return (*query.shape[:-1], value.shape[-1]) if fits else None
 
 
 SHAPES: dict[str, Callable[..., Shape | None]] = {
     "linear": linear,
-    "conv1d": convolution,
-    "conv2d": convolution,
-    "conv3d": convolution,
+    "scaled_dot_product_attention": attention,
+    **{f"conv{rank}d": convolution for rank in (1, 2, 3)},
+    **{f"avg_pool{rank}d": averaging(rank) for rank in (1, 2, 3)},
+    **{f"max_pool{rank}d": maximum(rank) for rank in (1, 2, 3)},
+    **{f"adaptive_avg_pool{rank}d": resizing(rank) for rank in (1, 2, 3)},
 }
+
+# What keeps the shape and dtype of its first argument.
+_ALIKE = frozenset(
+    """relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh softplus hardtanh hardsigmoid hardswish
+    softmax log_softmax layer_norm group_norm instance_norm rms_norm dropout""".split()
+)
+_MEETING = frozenset({"add", "sub", "mul", "div"})
+_HARMLESS = frozenset({"inplace", "dim", "alpha", "weight", "bias", "eps", "p", "training", "approximate"})
+
+
+def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
+    """Zeros instead of the result of a costly operation; None if it must be computed.
+
+    `blank` says that an argument is such zeros, or was made from them: then what keeps shapes is not computed, either.
+    A batch norm, and what works in place, give back their own input.
+    """
+    if name == "batch_norm":
+        return _normalised(*args) if args else None
+    shape_of = SHAPES.get(name)
+    if shape_of is None and not (blank and (name in _ALIKE or name in _MEETING)):
+        return None
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    first = tensors[0]
+    if not first.is_floating_point() or any(t.dtype != first.dtype or t.device != first.device for t in tensors):
+        return None
+    if shape_of is None:
+        return _alike(name, args, kwargs, first, inplace)
+    try:
+        shape = shape_of(*args, **kwargs)
+    except TypeError:  # a call that PyTorch will refuse, too
+        return None
+    return None if shape is None else first.new_zeros(shape)
+
+
+def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor, inplace: bool) -> Tensor | None:
+    """The stand-in for what is as large as its first argument, or as what meets there."""
+    if not args or args[0] is not first or not set(kwargs) <= _HARMLESS:
+        return None
+    if any(a is True or isinstance(a, complex) for a in args):  # True may say, in its place, that it works in place
+        return None
+    shape = first.shape
+    for other in args[1:] if name in _MEETING else ():
+        if isinstance(other, Tensor) and other.shape != shape:
+            shape = torch.broadcast_shapes(shape, other.shape)
+    if inplace or kwargs.get("inplace"):
+        return first if shape == first.shape else None
+    return first.new_zeros(shape)
 
 
 def _normalised(input: Tensor, mean: Tensor | None = None, *args: Any) -> Tensor | None:
     """[N, C, ...] as it is; None where PyTorch should say what is wrong."""
     fits = input.ndim > 1 and mean is not None and input.shape[1] == mean.shape[0]
     return input.detach() if fits else None
-
-
-def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Zeros (a batch norm's own input) instead of the result of a costly operation; None if it must be computed."""
-    if name == "batch_norm":
-        return _normalised(*args) if args else None
-    shape_of = SHAPES.get(name)
-    if shape_of is None:
-        return None
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    if any(t.dtype != tensors[0].dtype or t.device != tensors[0].device for t in tensors):
-        return None
-    try:
-        shape = shape_of(*args, **kwargs)
-    except TypeError:  # a call that PyTorch will refuse, too
-        return None
-    return None if shape is None else tensors[0].new_zeros(shape)
 
 
 def together(arguments: Any) -> Any:

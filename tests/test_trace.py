@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import Snapshot, assert_exact, assert_exact_or_nothing, assert_kept, randomise
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
+from structprune.shapes import stand_in
 
 ROWS = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -140,3 +143,94 @@ def test_a_program_is_a_torch_fx_graph_too() -> None:
         assert [n.name for n in made.all_input_nodes] == [n.name for n in node.all_input_nodes]
         assert {n.name for n in made.users} == {n.name for n in node.users}
     assert "conv2d" in {node.name for node in graph.nodes}
+
+
+# -- what stands in for costly operations -----------------------------------------------------------------------
+
+IMAGE = torch.randn(2, 6, 9, 7)
+TOKENS = torch.randn(2, 5, 8)
+CALLS: dict[str, list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]]] = {
+    "linear": [(F.linear, (TOKENS, torch.randn(3, 8)), {}), (F.linear, (TOKENS[0, 0], torch.randn(3, 8)), {})],
+    "conv1d": [(F.conv1d, (TOKENS, torch.randn(4, 5, 3)), {"padding": 1, "stride": 2})],
+    "conv2d": [
+        (F.conv2d, (IMAGE, torch.randn(4, 3, 3, 2), None, (2, 1), (1, 0), (1, 2), 2), {}),
+        (F.conv2d, (IMAGE, torch.randn(4, 6, 3, 3)), {"padding": "same"}),
+        (F.conv2d, (IMAGE[0], torch.randn(4, 6, 3, 3)), {}),
+    ],
+    "avg_pool2d": [(F.avg_pool2d, (IMAGE, 2), {}), (F.avg_pool2d, (IMAGE[0], (3, 2), (2, 1), (1, 0), True), {})],
+    "max_pool2d": [(F.max_pool2d, (IMAGE, 3), {"stride": 2, "padding": 1, "ceil_mode": True}), (F.max_pool2d, (IMAGE, 2, 1, 0, 2), {})],
+    "adaptive_avg_pool2d": [(F.adaptive_avg_pool2d, (IMAGE, (None, 3)), {}), (F.adaptive_avg_pool2d, (IMAGE, 2), {})],
+    "scaled_dot_product_attention": [(F.scaled_dot_product_attention, (TOKENS, TOKENS[:, :3], TOKENS[:, :3, :4]), {})],
+    "add": [(torch.add, (IMAGE, IMAGE[:, :, :1, :1]), {"alpha": 2}), (torch.add, (IMAGE[:1, :1], IMAGE), {}), (torch.add, (IMAGE, 1), {})],
+    "mul": [(torch.mul, (IMAGE, IMAGE), {}), (torch.mul, (IMAGE, 1j), {}), (torch.mul, (IMAGE, torch.randn(7).double()), {}), (torch.mul, (IMAGE, torch.arange(7)), {})],
+    "softmax": [(F.softmax, (TOKENS, -1), {}), (F.softmax, (TOKENS,), {"dim": -1, "dtype": torch.float64})],
+    "layer_norm": [(F.layer_norm, (TOKENS, (8,), torch.ones(8)), {"eps": 1e-3})],
+    "gelu": [(F.gelu, (TOKENS,), {"approximate": "tanh"})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_stand_ins_have_the_shapes_and_dtypes_of_results(name: str) -> None:
+    found = [
+        (stand_in(name, args, kwargs, False, True), function(*args, **kwargs)) for function, args, kwargs in CALLS[name]
+    ]
+    assert any(zeros is not None for zeros, _ in found)
+    for zeros, real in found:
+        assert zeros is None or (zeros.shape, zeros.dtype) == (real.shape, real.dtype)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3), kernel=st.integers(1, 4), stride=st.integers(1, 5),
+    padding=st.integers(0, 2), up=st.booleans(), kind=st.sampled_from(["avg", "max"]),
+)  # fmt: skip
+def test_windows_are_counted_as_pytorch_counts_them(
+    lengths: list[int], kernel: int, stride: int, padding: int, up: bool, kind: str
+) -> None:
+    name, image = f"{kind}_pool{len(lengths)}d", torch.zeros(2, 3, *lengths)
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": up}
+    zeros = stand_in(name, (image,), options, False, True)
+    try:
+        real = getattr(F, name)(image, **options)
+    except RuntimeError:  # more padding than half of the kernel, or no window at all
+        return
+    assert zeros is not None
+    assert zeros.shape == real.shape
+
+
+class Overwritten(nn.Module):
+    """What was kept before an activation in place is what came out of it."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.a, self.act, self.b, self.c = nn.Linear(16, 12), act, nn.Linear(12, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.a(x)
+        h = self.b(self.act(kept))
+        h += kept
+        return self.c(h)
+
+
+@pytest.mark.parametrize(
+    "act", [nn.ReLU(True), nn.SiLU(True), nn.Hardswish(True), nn.LeakyReLU(0.1, True), nn.Softmax(1)]
+)
+def test_stand_ins_are_written_in_place(act: nn.Module) -> None:
+    model = randomise(Overwritten(act).double())
+    nodes = sp.analyze(model, ROWS).space.programs[0].graph.nodes
+    (added,) = [n for n in nodes if n.meta["op"] == "add"]
+    (activated,) = {n.meta["op"] for n in nodes if n.op == "call_function"} - {"linear", "add"}
+    inplace = getattr(act, "inplace", False)
+    assert [n.meta["op"] for n in added.inputs] == ["linear", activated if inplace else "linear"]
+    if inplace:
+        assert_exact(model, ROWS)
+
+
+def test_numbers_that_a_model_makes_itself_are_computed() -> None:
+    """An index that is computed from constants decides which channels meet, whatever stands in for the rest."""
+
+    def shuffled(model: Any, h: Tensor) -> Tensor:
+        places = ((torch.linspace(0, 1, 12) * 11).round().mul(5).long()) % 12
+        return h[:, :, places]
+
+    model = between(shuffled)
+    assert_kept(model, ROWS, "a.weight[0]", "it is indexed by a tensor of positions")
