@@ -132,8 +132,11 @@ def _one_of_each(site: Site, input: Labels) -> Labels:
     return result
 
 
-def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -> Labels:
-    """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on."""
+def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, joining: bool = False) -> Labels:
+    """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on.
+
+    What only joins neighbouring dimensions, whatever their sizes, commutes with removing channels.
+    """
     if not input.coordinates:
         return Labels(site.shape)
     if 0 in input.shape:  # dimensions cannot be told apart by their sizes
@@ -150,8 +153,9 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0) -
     for d, size in enumerate(sizes, offset):
         if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
             follow(site, size, result, d)
-    why = f"{site.name} with these sizes does not commute with removing channels"
-    site.checks.append(Reshaping(site, input, result, list(input.coordinates), why, sizes, offset))
+    if not joining:
+        why = f"{site.name} with these sizes does not commute with removing channels"
+        site.checks.append(Reshaping(site, input, result, list(input.coordinates), why, sizes, offset))
     return result
 
 
@@ -165,9 +169,15 @@ def view(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Any:
     return reshaped(site, input, sizes[0] if isinstance(sizes[0], list | tuple) else sizes)
 
 
-@rule("flatten", "ravel", "view_as", "reshape_as")
+@rule("flatten", "ravel")
 def flatten(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Sizes follow from the values themselves."""
+    """Dimensions next to one another become one."""
+    return reshaped(site, input, (), joining=True)
+
+
+@rule("view_as", "reshape_as")
+def reshape_as(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """The sizes are those of another value."""
     return reshaped(site, input, ())
 
 
