@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_STORES = ("_parameters", "_buffers")
-
 
 class Inventory:
     """The parts of a model as it is when they are asked for. A thing with several names goes by the first."""
@@ -41,14 +39,22 @@ class Inventory:
         return {id(module): path for path, module in self.modules.items()}
 
     @cached_property
+    def _stored(self) -> list[tuple[str, str, Tensor]]:
+        """Every place of a parameter or buffer: its name, what it is, and what is there."""
+        return [
+            (f"{path}.{name}" if path else name, kind, tensor)
+            for path, module in self.modules.items()
+            for kind, store in (("parameter", module._parameters), ("buffer", module._buffers))
+            for name, tensor in store.items()
+            if tensor is not None
+        ]
+
+    @cached_property
     def registered(self) -> dict[str, Tensor]:
         """Parameters and buffers by qualified name."""
         found: dict[int, tuple[str, Tensor]] = {}
-        for path, module in self.modules.items():
-            for store in _STORES:
-                for name, tensor in vars(module)[store].items():
-                    if tensor is not None and id(tensor) not in found:
-                        found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
+        for name, _, tensor in self._stored:
+            found.setdefault(id(tensor), (name, tensor))
         return dict(found.values())
 
     @cached_property
@@ -79,20 +85,19 @@ class Inventory:
         return {id(tensor): name for name, tensor in self.tensors.items()}
 
     @cached_property
-    def _rows(self) -> list[tuple[str, str, int, tuple[int, ...]]]:
-        """Names, what they name, its id, and its shape."""
-        rows: list[tuple[str, str, int, tuple[int, ...]]] = []
+    def _rows(self) -> list[tuple[str, int, tuple[int, ...]]]:
+        """Every place in the order of its name: what is written of it, the id of what is there, and its shape."""
+        places = [(name, kind, id(tensor), tuple(tensor.shape)) for name, kind, tensor in self._stored]
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
-            for kind, store in (("parameter", module._parameters), ("buffer", module._buffers)):
-                for name, tensor in store.items():
-                    if tensor is not None:
-                        rows.append((prefix + name, kind, id(tensor), tuple(tensor.shape)))
             for name, child in module._modules.items():
                 if child is not None:
-                    rows.append((prefix + name, "module", id(child), ()))
-        rows.sort()
-        return rows
+                    places.append((prefix + name, "module", id(child), ()))
+        places.sort()
+        first: dict[int, str] = {}
+        return [
+            (f"({name!r}, {kind!r}, {first.setdefault(key, name)!r}, ", key, shape) for name, kind, key, shape in places
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,13 +110,12 @@ class Inventory:
     def fingerprint_after(self, cut: Mapping[str, Mapping[int, Sequence[int]]]) -> str:
         """The fingerprint of what a plan that cuts the tensors so will make of the model."""
         kept = {id(self.tensors[name]): dims for name, dims in cut.items() if name in self.tensors}
-        first: dict[int, str] = {}
-        named = []
-        for name, kind, key, shape in self._rows:
+        parts = []
+        for text, key, shape in self._rows:
             if key in kept:
                 shape = tuple([len(kept[key][d]) if d in kept[key] else size for d, size in enumerate(shape)])
-            named.append((name, kind, first.setdefault(key, name), shape))
-        return hashlib.sha256(repr(named).encode()).hexdigest()[:32]
+            parts.append(f"{text}{shape})")
+        return hashlib.sha256(f"[{', '.join(parts)}]".encode()).hexdigest()[:32]
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
