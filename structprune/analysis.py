@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrored, mirrors
 from .inventory import Inventory
-from .labels import BoolArray, Couplings, IntArray, Labels, varying
+from .labels import BoolArray, Couplings, IntArray, Labels, Roots, varying
 from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
@@ -78,8 +78,8 @@ class Space:
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
         self._zeros: dict[Node, bool] = {}
-        self._families: tuple[IntArray, list[IntArray]] | None = None
-        self._probed: tuple[IntArray, list[View]] | None = None
+        self._families: tuple[Roots, list[IntArray]] | None = None
+        self._probed: tuple[Roots, list[View]] | None = None
         names = self.parts.names
         self._mirrors = {
             AttributeOf(path, row.attribute): (row, names[id(tensor)])
@@ -214,11 +214,12 @@ class Space:
 
     def _fix_orphans(self) -> None:
         roots = self.couplings.roots()
-        produced = np.zeros(len(roots), bool)
-        produced[roots[self.couplings.produced]] = True
-        orphans = np.flatnonzero((roots > 0) & ~produced[roots])
-        if len(orphans):
-            self.couplings.fix(orphans, ORPHAN, None)
+        produced = np.zeros(roots.count, bool)
+        produced[0] = True
+        for labels in self.couplings.producing:
+            produced[roots.row(labels)] = True
+        if not produced.all():
+            self.couplings.fix(np.flatnonzero(~produced[roots.all]), ORPHAN, None)
 
     def _rectangles(self) -> bool:
         """A value must stay a rectangle: over all but one of its dimensions a coordinate becomes constant."""
@@ -252,7 +253,7 @@ class Space:
             random = np.random.default_rng(0)
             views = []
             for choose in _PROBES:
-                removed = np.zeros(int(roots.max()) + 1, bool)
+                removed = np.zeros(roots.count, bool)
                 for units in self.families():
                     if len(units) > 1:
                         removed[choose(random.permutation(units), units)] = True
@@ -292,7 +293,7 @@ class Space:
             self._families = (roots, self._families_of(roots))
         return self._families[1]
 
-    def _families_of(self, roots: IntArray) -> list[IntArray]:
+    def _families_of(self, roots: Roots) -> list[IntArray]:
         """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
         marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.uint64).tolist()
         sums: dict[int, int] = {}  # dimensions with the same units are marked together
@@ -301,7 +302,7 @@ class Space:
             same = self.couplings.units(labels)
             units[id(same)] = same
             sums[id(same)] = sums.get(id(same), 0) + mark
-        signature = np.zeros(int(roots.max()) + 1, np.uint64)
+        signature = np.zeros(roots.count, np.uint64)
         for key, same in units.items():
             signature[same] += np.uint64(sums[key] % 2**64)  # a unit that occurs twice in a dimension is marked once
         signature[0] = 0
@@ -313,7 +314,7 @@ class Space:
 
     def view(self, removed_units: BoolArray) -> View:
         """The model without these units (a mask over unit numbers)."""
-        view = View(removed_units[self.couplings.roots()], self.couplings, self.values, self._attribute)
+        view = View(removed_units, self.couplings, self.values, self._attribute)
         for check in self.checks:
             leaf = check.size.origin if isinstance(check, Requirement) else None
             if isinstance(check, Requirement) and isinstance(leaf, AttributeOf) and leaf not in self._mirrors:
@@ -330,7 +331,7 @@ class Space:
             row, name = self._mirrors[leaf]
             if name in self.parameters:
                 factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
-                return view.shape(self.parameters[name])[row.dim] * factor
+                return view.size(self.parameters[name], row.dim) * factor
         return leaf.pick(held(self.modules[leaf.module], leaf.name))
 
     def attributes(self, view: View) -> dict[AttributeOf, int]:

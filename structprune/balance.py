@@ -36,11 +36,11 @@ def balanced(graph: ChannelGraph, rank: Rank) -> tuple[ChannelGraph, Scores]:
 
 def _movable(graph: ChannelGraph) -> int:
     """How many units there are, which are numbered from 1."""
-    return int(graph.space.couplings.roots().max())
+    return graph.space.couplings.roots().count - 1
 
 
 def _of_units(graph: ChannelGraph, rank: Rank) -> Scores:
-    scores = np.zeros(int(graph.space.couplings.roots().max()) + 1)
+    scores = np.zeros(graph.space.couplings.roots().count)
     for group, found in zip(graph.groups, rank(graph), strict=True):
         scores[group.units] = found
     return scores
@@ -48,19 +48,18 @@ def _of_units(graph: ChannelGraph, rank: Rank) -> Scores:
 
 def _links(graph: ChannelGraph, free: ChannelGraph, scores: Scores) -> list[tuple[IntArray, Any]]:
     """Each grid that has to be tied, with the cells of every row in the order of their scores."""
-    of_label = scores[free.space.couplings.roots()]
     waiting = sorted(graph.space.couplings.grids, key=lambda item: -len(item[0]))  # many rows balance fewer, too
     links: list[tuple[IntArray, Any]] = []
     roots = free.space.couplings.roots()
     while waiting:
-        tied = np.zeros(int(roots.max()) + 1, bool)
+        tied = np.zeros(roots.count, bool)
         later = []
         for grid, node in waiting:
             units = roots[grid]
             if tied[units].any():
                 later.append((grid, node))
             elif not _even(units):
-                links.append((_in_order(grid, units, of_label[grid]), node))
+                links.append((_in_order(grid, units, scores[free.space.couplings.roots()[grid]]), node))
                 tied[units[units > 0]] = True
         waiting = later
         roots = graph.space.couplings.arranged(links).roots() if waiting else roots
@@ -86,5 +85,5 @@ def _in_order(grid: IntArray, units: IntArray, scores: Scores) -> IntArray:
 def _summed(free: ChannelGraph, tight: ChannelGraph, scores: Scores) -> Scores:
     """The scores of units, from those of the units they are made of."""
     into = np.zeros(len(scores), np.int64)
-    into[free.space.couplings.roots()] = tight.space.couplings.roots()
-    return np.bincount(into, scores, int(tight.space.couplings.roots().max()) + 1).astype(np.float64)
+    into[free.space.couplings.roots().all] = tight.space.couplings.roots().all
+    return np.bincount(into, scores, tight.space.couplings.roots().count).astype(np.float64)

@@ -133,7 +133,7 @@ class Costs:
 
     def _solve(self) -> None:
         """Sorts the units into classes, and writes every size as `fixed + kept @ units of each class`."""
-        count = int(self._roots.max(initial=0)) + 1
+        count = self._roots.count
         marks = np.random.default_rng(0).integers(1, 2**62, len(self._vectors), dtype=np.uint64)
         signature = np.zeros(count, np.uint64)
         for units, mark in zip(self._vectors, marks, strict=True):

@@ -79,15 +79,15 @@ def _quickened(request: Request, latency: Latency) -> PruningPlan:
 def _settled(request: Request) -> PruningPlan:
     """What is chosen, less what some operation needs; a budget that this breaks is spent anew without that."""
     graph, groups = request.graph, request.groups
-    locked = np.zeros(int(graph.space.couplings.roots().max()) + 1, bool)
+    locked = np.zeros(graph.space.couplings.roots().count, bool)
     attempts = 0
     while True:
         chosen = ladders(groups, request.scores, request.constraints, locked)
         units = _choose(request, chosen)
         made, gone = settle(graph, units)
-        back = np.setdiff1d(units, gone)
-        if not len(back) or not request.limits or _met(request, gone):
+        if len(gone) == len(units) or not request.limits or _met(request, gone):
             return made
+        back = np.setdiff1d(units, gone)
         locked[back] = True
         attempts += 1
         for group in groups if attempts > PATIENCE else ():  # one unit after the other is needed: probably all are

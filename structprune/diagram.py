@@ -136,7 +136,7 @@ class _Membership:
         self.graph = graph
         self.roots = graph.space.couplings.roots()
         self.filters = {(s.name, s.dim): i for i, g in enumerate(graph.groups) for s in g.slices if s.produces}
-        self.units = np.full(int(self.roots.max(initial=0)) + 1, -1)
+        self.units = np.full(self.roots.count, -1)
         for i, group in enumerate(graph.groups):
             self.units[group.units] = i
 

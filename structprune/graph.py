@@ -147,7 +147,7 @@ class ChannelGraph:
         are shown as one unit; `plan` puts those together that score alike.
         """
         families = self.space.families()
-        count = int(self.space.couplings.roots().max()) + 1
+        count = self.space.couplings.roots().count
         family_of = np.full(count, -1)
         position = np.zeros(count, np.int64)
         for i, units in enumerate(families):
@@ -160,8 +160,8 @@ class ChannelGraph:
                 places[id(units)] = []
                 for i, indices in _by_family(family_of[units]):
                     own = units[indices]
-                    if i not in first_seen:  # units are numbered by where they first occur
-                        first_seen[i] = own[np.sort(np.unique(own, return_index=True)[1])]
+                    if i not in first_seen:
+                        first_seen[i] = _in_order(own)
                         position[first_seen[i]] = np.arange(len(first_seen[i]))
                     places[id(units)].append((i, indices, position[own]))
             for i, indices, own in places[id(units)]:
@@ -262,7 +262,7 @@ class ChannelGraph:
 
     def view(self, removed: IntArray) -> View:
         """The model without the units of these numbers."""
-        mask = np.zeros(int(self.space.couplings.roots().max()) + 1, bool)
+        mask = np.zeros(self.space.couplings.roots().count, bool)
         mask[removed] = True
         return self.space.view(mask)
 
@@ -284,6 +284,13 @@ class ChannelGraph:
         for why in (text.partition(" (")[0] for text in self.fixed.values()):
             counts[why] = counts.get(why, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _in_order(units: IntArray) -> IntArray:
+    """Each unit once, where it first occurs."""
+    if (units[1:] > units[:-1]).all():
+        return units
+    return units[np.sort(np.unique(units, return_index=True)[1])]
 
 
 def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:

@@ -45,7 +45,7 @@ class Kinds:
         return tuple(special or marked[:1] or ["channel"])
 
     def _mark(self, kind: str, labels: Iterable[IntArray]) -> None:
-        marks = self._marks.setdefault(kind, np.zeros(int(self._roots.max(initial=0)) + 1, bool))
+        marks = self._marks.setdefault(kind, np.zeros(self._roots.count, bool))
         for coordinate in labels:
             marks[self._roots[coordinate]] = True
         marks[0] = False

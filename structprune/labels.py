@@ -7,8 +7,10 @@ removed: it means *fixed*.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,73 @@ class Labels:
         return tuple(c for c in self.coordinates if all(c.shape[d] == 1 for d in dims))
 
 
+class Roots:
+    """The number of every label's unit, from 1; 0 for everything that is fixed.
+
+    Only the labels of leading blocks are solved. A block that was united with an earlier one has its numbers: they are
+    looked up as a slice, and label by label only where labels do not come as whole blocks.
+    """
+
+    def __init__(self, couplings: Couplings, component: IntArray, place: Places) -> None:
+        self.count = int(component.max()) + 1  # how many numbers there are, with 0
+        self._couplings = couplings
+        self._component = component
+        self._place = place
+        self._slices: dict[int, IntArray] = {}  # by the first label's place: one array for all blocks that were united
+
+    def __getitem__(self, labels: IntArray) -> IntArray:
+        """The units of labels, in their shape."""
+        return self.row(labels).reshape(labels.shape)
+
+    def row(self, labels: IntArray) -> IntArray:
+        """The units of labels, in a row: one and the same array for all blocks that were united."""
+        block = self._couplings.own(labels)
+        if block is None:
+            return self._component[self._place.of(labels.reshape(-1))]
+        start = self._place.firsts[block]
+        if start not in self._slices:
+            self._slices[start] = self._component[start : start + labels.size]
+        return self._slices[start]
+
+    @cached_property
+    def all(self) -> IntArray:
+        """The unit of every label there is."""
+        return self._component[self._place.all]
+
+
+class Places:
+    """The labels of leading blocks numbered without gaps, every other label as its leader's."""
+
+    def __init__(self, starts: Sequence[int], leaders: Sequence[int], count: int) -> None:
+        self.starts = starts
+        self._ends = [*starts[1:], count]
+        self.firsts: list[int] = []  # by block: the place of its first label
+        self.count = 0
+        for block, leader in enumerate(leaders):  # leaders come before those they lead
+            if leader == block:
+                self.firsts.append(self.count)
+                self.count += self._ends[block] - starts[block]
+            else:
+                self.firsts.append(self.firsts[leader])
+
+    def of(self, labels: IntArray) -> IntArray:
+        """The places of labels in a row."""
+        if not labels.size:
+            return labels
+        low, high = int(labels.min()), int(labels.max())
+        block = bisect_right(self.starts, low) - 1
+        if high < self._ends[block]:
+            return labels + (self.firsts[block] - self.starts[block])
+        return self.all[labels]
+
+    @cached_property
+    def all(self) -> IntArray:
+        """The place of every label."""
+        starts = np.array(self.starts)
+        sizes = np.diff(starts, append=self._ends[-1])
+        return np.repeat(np.array(self.firsts) - starts, sizes) + np.arange(self._ends[-1])
+
+
 class Couplings:
     """Collects which labels live or die together, and solves them all at once.
 
@@ -81,10 +150,10 @@ class Couplings:
         self.count = 1
         self.pairs: list[tuple[IntArray, IntArray, Any]] = []  # (labels, labels, the node that couples them)
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
-        self._produced = np.zeros(1024, bool)
-        self._producing: set[int] = set()  # blocks that are produced as a whole
-        self._roots: IntArray | None = None
-        self._units: dict[int, IntArray] = {}  # by leading block: the units of it and of all that it leads
+        self.producing: list[IntArray] = []  # output channels of filters
+        self._whole: set[int] = set()  # the blocks among them
+        self._partly: list[IntArray] = []  # and the others
+        self._roots: Roots | None = None
         self._starts = [0]  # by block: its first label; label 0 is a block of its own
         self._leader = [0]  # by block: the earlier block it was united with, or itself
         self._blocks: dict[int, tuple[int, IntArray]] = {}  # id of a block's array -> the block
@@ -99,24 +168,26 @@ class Couplings:
         self._leader.append(len(self._starts))
         self._starts.append(self.count)
         self.count += size
-        if self.count > len(self._produced):
-            self._produced = np.concatenate([self._produced, np.zeros(self.count, bool)])
         return labels
 
     def produce(self, labels: IntArray) -> None:
         """These are output channels of filters."""
-        self._produced[labels] = True
-        if (own := self._own(labels)) is not None:
-            self._producing.add(own)
-
-    @property
-    def produced(self) -> BoolArray:
-        """By label: whether it is an output channel of a filter."""
-        return self._produced[: self.count]
+        self.producing.append(labels.reshape(-1))
+        own = self.own(labels)
+        if own is not None:
+            self._whole.add(own)
+        else:
+            self._partly.append(labels)
 
     def produces(self, labels: IntArray) -> bool:
         """Whether any of these is an output channel of a filter."""
-        return self._own(labels) in self._producing or bool(self._produced[labels].any())
+        own = self.own(labels)
+        if own is not None:
+            whole = own in self._whole
+        else:
+            blocks = np.searchsorted(self._starts, labels.reshape(-1), "right") - 1
+            whole = not self._whole.isdisjoint(blocks.tolist())
+        return whole or any(bool(np.isin(labels, p).any()) for p in self._partly)
 
     def couple(self, a: IntArray, b: IntArray, node: Any) -> None:
         """Element by element, the labels of `a` and `b` (which broadcast) become one unit."""
@@ -150,7 +221,7 @@ class Couplings:
             other.couple(rows, np.broadcast_to(rows[:1], rows.shape), node)
         return other
 
-    def _own(self, labels: IntArray) -> int | None:
+    def own(self, labels: IntArray) -> int | None:
         """The block that `labels` are, whole and in order; None if they are none."""
         found = self._blocks.get(id(labels if labels.base is None else labels.base))
         if found is None or labels.size != found[1].size or not labels.flags.c_contiguous:
@@ -159,7 +230,7 @@ class Couplings:
 
     def block(self, labels: IntArray) -> int | None:
         """The first of the blocks united with the one that `labels` are: all of these have the same units, in order."""
-        block = self._own(labels)
+        block = self.own(labels)
         while block is not None and self._leader[block] != block:
             block = self._leader[block]
         return block
@@ -169,45 +240,25 @@ class Couplings:
         self._roots = None
         self.fixed.append((labels.reshape(-1), why, node))
 
-    def roots(self) -> IntArray:
+    def roots(self) -> Roots:
         """For each label the number of its unit; 0 for everything that is fixed."""
         if self._roots is None:
             self._roots = self._solve()
-            self._units = {}
         return self._roots
 
     def units(self, labels: IntArray) -> IntArray:
         """The units of labels, in a row: one and the same array for all blocks that were united."""
-        roots, block = self.roots(), self.block(labels)
-        if block is None:
-            return roots[labels.reshape(-1)]
-        if block not in self._units:
-            self._units[block] = roots[labels.reshape(-1)]
-        return self._units[block]
+        return self.roots().row(labels)
 
-    def _solve(self) -> IntArray:
-        short, leading = self._shortened()
+    def _solve(self) -> Roots:
+        for block, first in enumerate(self._leader):
+            self._leader[block] = self._leader[first]
+        place = Places(tuple(self._starts), self._leader, self.count)
         columns = [(grid[1:].reshape(-1), np.tile(grid[0], len(grid) - 1)) for grid, _ in self.grids]
-        left = [short[a] for a, _ in (*self._irregular, *columns)] + [short[a] for a, _, _ in self.fixed]
-        right = [short[b] for _, b in (*self._irregular, *columns)]
-        right += [np.zeros(len(a), np.int32) for a, _, _ in self.fixed]
-        if not left:
-            return short.astype(np.int64)
-        ends = np.concatenate(left), np.concatenate(right)
-        adjacency = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(leading, leading))
+        nowhere = np.zeros(1, np.int64)
+        pairs = [(nowhere, nowhere), *((place.of(a), place.of(b)) for a, b in (*self._irregular, *columns))]
+        pairs += [(place.of(labels), np.zeros_like(labels)) for labels, _, _ in self.fixed]
+        left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        adjacency = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(place.count, place.count))
         _, component = connected_components(adjacency, directed=False)
-        # Label 0 comes first, so its component is number 0.
-        return component[short].astype(np.int64)
-
-    def _shortened(self) -> tuple[npt.NDArray[np.int32], int]:
-        """The labels of leading blocks numbered without gaps, every other label as its leader's; and their count."""
-        leader = self._leader
-        for block, first in enumerate(leader):  # leaders come before those they lead
-            leader[block] = leader[first]
-        starts = np.array(self._starts, np.int32)
-        sizes = np.diff(starts, append=np.int32(self.count))
-        leading = sizes * (np.arange(len(starts)) == leader)
-        first = np.cumsum(leading, dtype=np.int32) - leading
-        short = np.repeat(first[leader] - starts, sizes)
-        short += np.arange(self.count, dtype=np.int32)
-        return short, int(leading.sum())
+        return Roots(self, component.astype(np.int64), place)  # label 0 comes first, so its component is number 0

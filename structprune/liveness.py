@@ -46,7 +46,7 @@ class Liveness:
     def __post_init__(self) -> None:
         roots = self.graph.space.couplings.roots()
         self.weights = weights_of(self.graph, self.knowns)
-        self.dead = np.zeros(int(roots.max()) + 1, bool)
+        self.dead = np.zeros(roots.count, bool)
         for units in self.graph.space.families():
             self.dead[units] = True
         self._mixed()

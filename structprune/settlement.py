@@ -24,7 +24,7 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
     notes: list[str] = []
     while True:
         view = graph.view(removed)
-        needed = np.zeros(int(roots.max()) + 1, bool)
+        needed = np.zeros(roots.count, bool)
         failed = [check for check in graph.space.checks if not check.holds(view)]
         notes += [check.why for check in failed]
         for labels in (labels for check in failed for labels in graph.space.labels_behind(check)):
@@ -42,13 +42,13 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     """The coordinates of values that would have nothing left; most values share theirs with others."""
+    shared = {id(labels.coordinates): labels for value in graph.space.values.values() for labels in labels_in(value)}
     found: dict[tuple[int | None, int], IntArray] = {}
-    for value in graph.space.values.values():
-        for labels in labels_in(value):
-            for coordinate in labels.coordinates:
-                block = graph.space.couplings.block(coordinate)
-                found[block, id(coordinate) if block is None else 0] = coordinate
-    return [c for c in found.values() if view.removed[c].all()]
+    for labels in shared.values():
+        for coordinate in labels.coordinates:
+            block = graph.space.couplings.block(coordinate)
+            found[block, id(coordinate) if block is None else 0] = coordinate
+    return [c for c in found.values() if view.gone(c).all()]
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
@@ -70,7 +70,7 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
             values[leaf.name] = (*several[: leaf.place], int(value), *several[leaf.place + 1 :])
     stock: Kept = {}
     for norm in graph.space.norms:
-        gone = view.removed[norm.labels]
+        gone = view.gone(norm.labels)
         if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
             stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
             sizes[norm.path] = {0: len(gone)}
@@ -90,7 +90,7 @@ def _substitutes(
     scales: dict[str, float] = {}
     shifts: dict[str, float] = {}
     for norm in graph.space.norms:
-        left = int((~view.removed[norm.labels]).sum())
+        left = int((~view.gone(norm.labels)).sum())
         if left == len(norm.labels):
             continue
         values = attributes.setdefault(norm.path, {})

@@ -23,18 +23,23 @@ class View:
 
     def __init__(
         self,
-        removed: BoolArray,
+        removed: BoolArray,  # by unit
         couplings: Couplings,
         values: Mapping[Node, Any],
         attribute: Callable[[View, AttributeOf], int],
     ) -> None:
-        self.removed = removed  # by label
+        self._removed = removed
+        self._roots = couplings.roots()
         self.couplings = couplings
         self.values = values
         self.attributes: dict[AttributeOf, int] = {}
         self._attribute = attribute
         self._kept: dict[int, dict[int, IntArray]] = {}
         self._left: dict[int, IntArray | None] = {}
+
+    def gone(self, labels: IntArray) -> BoolArray:
+        """Whether each of these labels is removed."""
+        return self._removed[self._roots[labels]]
 
     def kept(self, labels: Labels) -> dict[int, IntArray]:
         """The indices that stay, for each dimension that shrinks."""
@@ -45,8 +50,8 @@ class View:
                     left = self.left(coordinate)
                     if left is not None:
                         found[coordinate.shape.index(coordinate.size)] = left
-                elif self.removed[coordinate].any():
-                    found |= self._kept_of_grid(self.removed[coordinate])
+                elif (gone := self.gone(coordinate)).any():
+                    found |= self._kept_of_grid(gone)
             self._kept[id(labels)] = found
         return self._kept[id(labels)]
 
@@ -54,9 +59,9 @@ class View:
         """The indices of a coordinate along one dimension that stay; None if all do."""
         block = self.couplings.block(vector)
         if block is None:
-            return _left(self.removed[vector])
+            return _left(self.gone(vector).reshape(-1))
         if block not in self._left:
-            self._left[block] = _left(self.removed[vector])
+            self._left[block] = _left(self.gone(vector).reshape(-1))
         return self._left[block]
 
     @staticmethod
@@ -73,11 +78,18 @@ class View:
         kept = self.kept(labels)
         return tuple(len(kept[d]) if d in kept else n for d, n in enumerate(labels.shape))
 
+    def size(self, labels: Labels, dim: int) -> int:
+        """The pruned size of a dimension of a value."""
+        kept = self.kept(labels).get(dim)
+        return labels.shape[dim] if kept is None else len(kept)
+
     def leaf(self, origin: DimOf | AttributeOf) -> int:
         """The pruned size of a dimension, or the new value of an attribute."""
         if isinstance(origin, DimOf):
             labels = self.values.get(origin.value)
-            return (self.shape(labels) if isinstance(labels, Labels) else origin.value.meta["shape"])[origin.dim]
+            return (
+                self.size(labels, origin.dim) if isinstance(labels, Labels) else origin.value.meta["shape"][origin.dim]
+            )
         if origin in self.attributes:
             return self.attributes[origin]
         return self._attribute(self, origin)

@@ -102,7 +102,7 @@ def _require_groups(site: Site, groups: Size, units: IntArray) -> None:
     site.followed.add(id(groups))
     site.checks.append(
         Requirement(
-            site.node, groups, lambda view: int((~view.removed[units]).sum()), [units], "its groups cannot be changed"
+            site.node, groups, lambda view: int((~view.gone(units)).sum()), [units], "its groups cannot be changed"
         )
     )
 

@@ -157,7 +157,7 @@ def group_norm(
         site.couple(grid, grid[:, :1])
         units = grid[:, 0]
         site.followed.add(id(num_groups))
-        rows = lambda view: int((~view.removed[units]).sum())  # noqa: E731
+        rows = lambda view: int((~view.gone(units)).sum())  # noqa: E731
         site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
     else:
         site.balance(grid)

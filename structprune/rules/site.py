@@ -220,12 +220,12 @@ class Site:
         """
         small, large = sorted((a, b), key=lambda c: len(varying(c)))
         dims = varying(small)
-        if set(dims) < set(varying(large)) and not self.couplings.produced[small].any():
+        if set(dims) < set(varying(large)) and not self.couplings.produces(small):
             self.fix(small, "it meets every row of a grid of labels (each head, say)")
             return self.hold_coordinate(large, dims, "")
         self.couple(a, b)
         wide = np.broadcast_arrays(a, b)
-        return wide[0] if self.couplings.produced[a].any() else wide[1]
+        return wide[0] if self.couplings.produces(a) else wide[1]
 
     def broadcast(self, values: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
         """Values that meet element by element, after broadcasting to `shape`."""
