@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .bookkeeping import mirrored, mirrors
+from .bookkeeping import mirrors
 from .inventory import Inventory
 from .labels import BoolArray, Couplings, IntArray, Labels, Roots, varying
 from .nodes import Node, map_nodes
@@ -84,8 +84,8 @@ class Space:
         self._mirrors = {
             AttributeOf(path, row.attribute): (row, names[id(tensor)])
             for path, module in self.modules.items()
-            for row in mirrors(module)
-            if id(tensor := mirrored(module, row)) in names  # a parametrized weight is computed anew each time
+            for row, tensor in mirrors(module)
+            if id(tensor) in names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
@@ -94,7 +94,7 @@ class Space:
                     continue
                 for labels in labels_in(self.values[node]):
                     for coordinate in labels.coordinates:
-                        if len(varying(coordinate)) > 1:
+                        if coordinate.size > max(coordinate.shape):  # it varies along several dimensions
                             self.grids.append((coordinate, node))
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)
@@ -334,11 +334,15 @@ class Space:
                 return view.size(self.parameters[name], row.dim) * factor
         return leaf.pick(held(self.modules[leaf.module], leaf.name))
 
+    def _shrinks(self, view: View, name: str, dim: int) -> bool:
+        """Whether a plan cuts this dimension of a parameter."""
+        return name in self.parameters and dim in view.kept(self.parameters[name])
+
     def attributes(self, view: View) -> dict[AttributeOf, int]:
         """Every module attribute that a plan changes, with its new value."""
-        wanted = [*self._mirrors, *view.attributes]
+        cut = [leaf for leaf, (row, name) in self._mirrors.items() if row.factor or self._shrinks(view, name, row.dim)]
         changed = {}
-        for leaf in wanted:
+        for leaf in (*cut, *view.attributes):
             value = view.leaf(leaf)
             if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 
@@ -63,19 +63,20 @@ _MIRRORS: tuple[tuple[tuple[type[nn.Module], ...], tuple[Mirror, ...]], ...] = (
 )
 
 
-def mirrors(module: nn.Module) -> Iterator[Mirror]:
-    """The rows that hold for this module as it stands; a subclass that gave an attribute another meaning has none."""
+def mirrors(module: nn.Module) -> Iterator[tuple[Mirror, Tensor]]:
+    """The rows that hold for this module as it stands, with the tensor that each of them is about; a subclass that gave
+    an attribute another meaning has none."""
     kind: Any = type(module)
     for row in _rows(kind):
-        tensor = mirrored(module, row)
+        tensor = _mirrored(module, row)
         if tensor is not None and tensor.ndim > row.dim:
             value = getattr(module, row.attribute, None)
             factor = getattr(module, row.factor) if row.factor else 1
             if value == tensor.shape[row.dim] * factor:
-                yield row
+                yield row, tensor
 
 
-def mirrored(module: nn.Module, row: Mirror) -> Any:
+def _mirrored(module: nn.Module, row: Mirror) -> Any:
     """The tensor whose size a row is about; None if the module has none, or computes it (a parametrization may have a
     state that moves each time it is asked)."""
     path, _, name = row.tensor.rpartition(".")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .bookkeeping import mirrored, mirrors
+from .bookkeeping import mirrors
 from .errors import ArgumentTypeError, PlanError
 from .inventory import Inventory
 from .nn import width_of_bias
@@ -81,16 +81,15 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
     cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
-        for row in mirrors(module):
-            value = mirrored(module, row)
-            if id(value) not in names:  # parametrized: computed anew each time
+        for row, tensor in mirrors(module):
+            known = names.get(id(tensor))
+            if known is None:  # parametrized: computed anew each time
                 continue
-            size = len(cut.get(names[id(value)], {}).get(row.dim, range(value.shape[row.dim])))
+            kept = cut.get(known, {}).get(row.dim)
+            size = tensor.shape[row.dim] if kept is None else len(kept)
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
-                raise PlanError(
-                    f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {names[id(value)]}"
-                )
+                raise PlanError(f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {known}")
 
 
 def _check_bias(plan: PruningPlan, path: str, module: nn.Module, size: int) -> None:

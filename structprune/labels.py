@@ -196,7 +196,8 @@ class Couplings:
         self._roots = None
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
-        a, b = a.reshape(-1), b.reshape(-1)
+        if a.ndim > 1:
+            a, b = a.reshape(-1), b.reshape(-1)
         self.pairs.append((a, b, node))
         one, other = self.block(a), self.block(b)
         if one is None or other is None:

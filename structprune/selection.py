@@ -47,9 +47,10 @@ def ladders(
     Ties go by index, the first unit first.
     """
     found = []
+    some = locked.any()
     for group, values in zip(groups, scores, strict=True):
         order = np.argsort(values, kind="stable")
-        order = order[~locked[group.units[order]]]
+        order = order[~locked[group.units[order]]] if some else order
         stops = constraints.stops(group, len(order))
         free = constraints.ratio_of(group) is None
         found.append(Ladder(group, group.units[order], values[order], stops, free))

@@ -43,23 +43,19 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     """The coordinates of values that would have nothing left; most values share theirs with others."""
     shared = {id(labels.coordinates): labels for value in graph.space.values.values() for labels in labels_in(value)}
-    found: dict[tuple[int | None, int], IntArray] = {}
-    for labels in shared.values():
-        for coordinate in labels.coordinates:
-            block = graph.space.couplings.block(coordinate)
-            found[block, id(coordinate) if block is None else 0] = coordinate
-    return [c for c in found.values() if view.gone(c).all()]
+    coordinates = [c for labels in shared.values() for c in labels.coordinates]
+    return [c for c in coordinates if (left := view.left(c)) is not None and not len(left)]
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
-    kept = {}
-    sizes = {}
+    kept: Kept = {}
+    sizes: dict[str, dict[int, int]] = {}
     seen: dict[bytes, tuple[int, ...]] = {}  # coupled parameters keep the same indices: one tuple serves them all
-    for name, labels in graph.space.parameters.items():
-        dims = view.kept(labels)
-        if dims:
-            kept[name] = {dim: _shared(indices, seen) for dim, indices in sorted(dims.items())}
-            sizes[name] = {dim: labels.shape[dim] for dim in sorted(dims)}
+    for name, dim, labels in graph.space.dimensions:
+        left = view.left(labels)
+        if left is not None:
+            kept.setdefault(name, {})[dim] = _shared(left, seen)
+            sizes.setdefault(name, {})[dim] = labels.size
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
         values = attributes.setdefault(leaf.module, {})

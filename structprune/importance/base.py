@@ -51,9 +51,9 @@ class Criterion:
 
     def parts(self, group: Group) -> list[Slice]:
         """The slices of a group that count."""
-        usable = [part for part in group.slices if self.uses(part)]
         kinds = (self._counts, lambda part: part.produces, lambda part: part.consumes)
-        return next((found for kind in kinds if (found := [part for part in usable if kind(part)])), [])
+        chosen = ([part for part in group.slices if kind(part) and self.uses(part)] for kind in kinds)
+        return next((found for found in chosen if found), [])
 
     def uses(self, part: Slice) -> bool:
         """Whether the criterion says anything about a slice at all."""
@@ -74,6 +74,7 @@ class Criterion:
                 np.maximum.at(total, part.units, value)
             else:
                 total += np.bincount(part.units, value, len(group))
+            if self.reduction == "mean":
                 count += np.bincount(part.units, minlength=len(group))
         return total / np.maximum(count, 1) if self.reduction == "mean" else total
 

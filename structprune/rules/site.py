@@ -189,6 +189,16 @@ class Site:
             return None
         return left
 
+    def join_all(self, a: Labels, dim: int, vectors: Iterable[Labels]) -> None:
+        """Dimension `dim` of `a` is multiplied with vectors."""
+        left = self.vector(a, dim)
+        for vector in vectors:
+            right = self.vector(vector, 0)
+            if left is not None and right is not None:
+                self.couple(left, right)
+            else:
+                self.join(a, dim, vector, 0)
+
     def contract(self, a: Labels, dim: int, weight: Labels, other_dim: int) -> IntArray | None:
         """Dimension `dim` of `a` is summed against a weight: exact where the removed terms are zero on one side."""
         if not self.zero(weight, a):
