@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -176,10 +177,11 @@ class Space:
 
     def _settle(self) -> None:
         self._fix_orphans()
+        doubtful = self._doubtful()
         while True:
             while self._rectangles():
                 pass
-            failed = [check for check in self.checks if not self._survives(check)]
+            failed = [check for check in doubtful if not self._survives(check)]
             if not failed:
                 return
             if not self._equate(failed):
@@ -239,6 +241,14 @@ class Space:
             self.couplings.couple(coordinate, np.broadcast_to(first, coordinate.shape), node)
             changed = True
         return changed
+
+    def _doubtful(self) -> list[Check]:
+        """The checks that may fail: an attribute that one check alone tells what to be will be that."""
+        told = Counter(check.size.origin for check in self.checks if isinstance(check, Requirement))
+        sure = {leaf for leaf, times in told.items() if isinstance(leaf, AttributeOf) and times == 1} - set(
+            self._mirrors
+        )
+        return [c for c in self.checks if not (isinstance(c, Requirement) and c.size.origin in sure)]
 
     def _survives(self, check: Check) -> bool:
         """Whether the check holds for random removals."""

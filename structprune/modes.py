@@ -43,9 +43,12 @@ def traced(parts: Inventory, calls: list[Call], classes: Classes) -> list[Progra
 
 def _different(programs: list[Program]) -> list[Program]:
     """The programs without those that do again what another did."""
-    if len(programs) == 1:
-        return programs
-    return list({program.outline(): program for program in reversed(programs)}.values())[::-1]
+    read = [frozenset(n.target for n in p.graph.nodes if n.meta["op"] == "parameter") for p in programs]
+    found: dict[Any, Program] = {}
+    for program, names in zip(programs, read, strict=True):
+        alike = read.count(names) > 1  # programs that read other parameters do other things
+        found.setdefault((names, program.outline() if alike else None), program)
+    return list(found.values())
 
 
 # -- whether the modes differ ---------------------------------------------------------------------------------
