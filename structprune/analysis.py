@@ -72,7 +72,8 @@ class Space:
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    grids: list[tuple[IntArray, Node]] = field(default_factory=list)
+    grids: list[tuple[IntArray, Node]] = field(default_factory=list)  # coordinates along several dimensions
+    partial: list[IntArray] = field(default_factory=list)  # coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
         self.modules: Mapping[str, nn.Module] = self.parts.modules
@@ -95,7 +96,9 @@ class Space:
                     continue
                 for labels in labels_in(self.values[node]):
                     for coordinate in labels.coordinates:
-                        if coordinate.size > max(coordinate.shape):  # it varies along several dimensions
+                        if self.couplings.own(coordinate) is None:
+                            self.partial.append(coordinate)
+                        if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Slice:
     """The part that a group has in one dimension of one parameter: index `indices[i]` belongs to unit `units[i]`."""
 
@@ -164,9 +164,10 @@ class ChannelGraph:
                         first_seen[i] = _in_order(own)
                         position[first_seen[i]] = np.arange(len(first_seen[i]))
                     places[id(units)].append((i, indices, position[own]))
-            for i, indices, own in places[id(units)]:
-                produces = (name, dim) in self._producing
-                slices[i].append(Slice(name, dim, indices, own, produces, self.space.tensors[name], self))
+            if places[id(units)]:
+                produces, tensor = (name, dim) in self._producing, self.space.tensors[name]
+                for i, indices, own in places[id(units)]:
+                    slices[i].append(Slice(name, dim, indices, own, produces, tensor, self))
         found = []
         for i, units in first_seen.items():
             name = next(s for s in slices[i] if s.produces).name.removesuffix(".weight")

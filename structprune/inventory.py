@@ -41,13 +41,14 @@ class Inventory:
     @cached_property
     def _stored(self) -> list[tuple[str, str, Tensor]]:
         """Every place of a parameter or buffer: its name, what it is, and what is there."""
-        return [
-            (f"{path}.{name}" if path else name, kind, tensor)
-            for path, module in self.modules.items()
-            for kind, store in (("parameter", module._parameters), ("buffer", module._buffers))
-            for name, tensor in store.items()
-            if tensor is not None
-        ]
+        found: list[tuple[str, str, Tensor]] = []
+        for path, module in self.modules.items():
+            prefix = path + "." if path else ""
+            if module._parameters:
+                found += [(prefix + k, "parameter", t) for k, t in module._parameters.items() if t is not None]
+            if module._buffers:
+                found += [(prefix + k, "buffer", t) for k, t in module._buffers.items() if t is not None]
+        return found
 
     @cached_property
     def registered(self) -> dict[str, Tensor]:
@@ -61,12 +62,12 @@ class Inventory:
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and plain tensor attributes by qualified name."""
         plain: dict[str, tuple[str, dict[str, Any]]] = {}  # modules that hold tensors beside those
-        kinds: dict[type, bool] = {}
+        others: set[type] = set()  # what is no tensor
         for path, module in self.modules.items():
-            for kind in set(map(type, vars(module).values())):
-                if kind not in kinds:
-                    kinds[kind] = issubclass(kind, Tensor)
-                if kinds[kind]:
+            kinds = map(type, vars(module).values())
+            if not others.issuperset(kinds):
+                others |= {kind for kind in map(type, vars(module).values()) if not issubclass(kind, Tensor)}
+                if not others.issuperset(map(type, vars(module).values())):
                     plain[path] = (path + "." if path else "", vars(module))
         if not plain:
             return self.registered

@@ -229,6 +229,11 @@ class Couplings:
             return None
         return found[0]
 
+    def leading(self) -> list[IntArray]:
+        """The blocks that were united with no earlier one: every other block has the units of one of these."""
+        blocks = (labels for _, labels in self._blocks.values())
+        return [labels for block, labels in enumerate(blocks, 1) if self._leader[block] == block]
+
     def block(self, labels: IntArray) -> int | None:
         """The first of the blocks united with the one that `labels` are: all of these have the same units, in order."""
         block = self.own(labels)

@@ -14,7 +14,6 @@ from .plan import Kept, PruningPlan
 from .rewriting import NUMBERS, REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
-from .rules.site import labels_in
 from .swaps import NORM, swap_for
 
 
@@ -41,9 +40,9 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
-    """The coordinates of values that would have nothing left; most values share theirs with others."""
-    shared = {id(labels.coordinates): labels for value in graph.space.values.values() for labels in labels_in(value)}
-    coordinates = [c for labels in shared.values() for c in labels.coordinates]
+    """The labels of parameters and of values between them that would have nothing left."""
+    space = graph.space
+    coordinates = [*space.couplings.leading(), *space.partial]
     return [c for c in coordinates if (left := view.left(c)) is not None and not len(left)]
 
 
@@ -51,10 +50,13 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     kept: Kept = {}
     sizes: dict[str, dict[int, int]] = {}
     seen: dict[bytes, tuple[int, ...]] = {}  # coupled parameters keep the same indices: one tuple serves them all
+    blocks: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by the id of an array: it, and what it holds
     for name, dim, labels in graph.space.dimensions:
         left = view.left(labels)
         if left is not None:
-            kept.setdefault(name, {})[dim] = _shared(left, seen)
+            if id(left) not in blocks:
+                blocks[id(left)] = left, _shared(left, seen)
+            kept.setdefault(name, {})[dim] = blocks[id(left)][1]
             sizes.setdefault(name, {})[dim] = labels.size
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():

@@ -49,8 +49,12 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         small = copy_module(model, memo, parts.paths)
     modules = modules_of(small)
     for path, values in plan.attributes.items():
+        state = vars(modules[path])
         for name, value in values.items():
-            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
+            if name in state:  # a plain attribute
+                state[name] = list(value) if type(state[name]) is list else value
+            else:
+                setattr(modules[path], name, value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small

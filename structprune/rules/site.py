@@ -154,7 +154,9 @@ class Site:
 
     def hold(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
         """The same value with `dims` held at their size."""
-        dims = [d % value.ndim for d in dims] if value.coordinates else ()
+        if not value.coordinates:
+            return value
+        dims = [d % value.ndim for d in dims]
         if not any(c.shape[d] > 1 for c in value.coordinates for d in dims):
             return value
         return Labels.of(value.shape, [self.hold_coordinate(c, dims, why) for c in value.coordinates])
@@ -211,7 +213,10 @@ class Site:
     def merge(self, shape: Sequence[int], coordinates: Iterable[IntArray], why: str = "one index is picked") -> Labels:
         """A value from coordinates: those that share a dimension become one, single numbers are fixed."""
         merged: list[IntArray] = []
-        for coordinate in sorted(coordinates, key=lambda c: len(varying(c))):  # vectors find their kind before grids
+        waiting = list(coordinates)
+        if len(waiting) > 1:  # vectors find their kind before grids
+            waiting.sort(key=lambda c: len(varying(c)))
+        for coordinate in waiting:
             if coordinate.size == 1:
                 if coordinate.any():
                     self.fix(coordinate, why)
