@@ -80,6 +80,7 @@ class Space:
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
         self._zeros: dict[Node, bool] = {}
+        self._required: dict[AttributeOf, list[IntArray]] = {}  # the labels that an attribute counts by a requirement
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
         names = self.parts.names
@@ -100,6 +101,9 @@ class Space:
                             self.partial.append(coordinate)
                         if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
+        for check in self.checks:
+            if isinstance(check, Requirement) and isinstance(check.size.origin, AttributeOf):
+                self._required.setdefault(check.size.origin, []).extend(check.labels)
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)
         self._settle()
@@ -118,7 +122,7 @@ class Space:
                 for coordinate in labels.coordinates:
                     self.couplings.fix(coordinate, "it is an output of the model, which callers rely on", node)
             return None
-        kwargs = map_nodes(self.values.__getitem__, node.kwargs)
+        kwargs = map_nodes(self.values.__getitem__, node.kwargs) if node.kwargs else {}
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock, self._zeros)
         try:
             out = apply_rule(site, args, kwargs)
@@ -168,7 +172,7 @@ class Space:
             value = self.values.get(leaf.value)
             along = value.along(leaf.dim) if isinstance(value, Labels) and value.ndim else None
             return [along] if along is not None else []
-        found = [c for r in self.checks if isinstance(r, Requirement) and r.size.origin == leaf for c in r.labels]
+        found = list(self._required.get(leaf, ()))
         if leaf in self._mirrors:
             row, name = self._mirrors[leaf]
             along = self.parameters[name].along(row.dim) if name in self.parameters else None

@@ -134,7 +134,9 @@ def map_nodes(function: Callable[[Node], Any], value: Any) -> Any:
     if kind is Node:
         return function(value)
     if kind is tuple:
-        return tuple([v if type(v) in _ATOMS else map_nodes(function, v) for v in value])
+        return tuple(
+            [function(v) if type(v) is Node else v if type(v) in _ATOMS else map_nodes(function, v) for v in value]
+        )
     if kind is list:
         return [map_nodes(function, v) for v in value]
     if kind is dict:

@@ -27,6 +27,7 @@ from .sizes import DimOf, Guard, Size
 from .unseen import UNSEEN, foreign, opaque
 
 _TAG = "_structprune_node"
+_TENSORS = frozenset({Tensor, nn.Parameter})
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 # Operations whose tensor arguments are positions: what they hold decides where data goes.
@@ -99,11 +100,12 @@ class Recorder(TorchFunctionMode):
         """Runs an operation and adds its node."""
         inputs: dict[Node, None] = {}
         sizes: list[Size] = []
-        spelled = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
-        lifted, lifted_kwargs = self.lift(spelled, inputs, sizes)
+        spelled, named = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
+        lifted = self.lift(spelled, inputs, sizes)
+        lifted_kwargs = self.lift(named, inputs, sizes) if named else named
         if known.inplace or "out" in kwargs:
             self.protect(kwargs.get("out", args[0] if args else None))
-        blank = any(node.meta.get("blank") for node in inputs)
+        blank = True in [node.meta.get("blank") for node in inputs]
         self.inside = True
         try:
             out = None if self.computing else self.stand_in(known, args, kwargs, blank)
@@ -209,7 +211,7 @@ class Recorder(TorchFunctionMode):
             return value
         if kind is Size:
             sizes.append(value)
-        elif isinstance(value, Tensor):
+        elif kind in _TENSORS or isinstance(value, Tensor):
             node = self.node(value)
             inputs[node] = None
             return node

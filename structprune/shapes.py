@@ -155,7 +155,7 @@ def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: 
         return None
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     first = tensors[0]
-    if not first.is_floating_point() or any(t.dtype != first.dtype or t.device != first.device for t in tensors):
+    if not first.is_floating_point() or len({(t.dtype, t.device) for t in tensors}) > 1:
         return None
     if shape_of is None:
         return _alike(name, args, kwargs, first, inplace)

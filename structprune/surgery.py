@@ -153,16 +153,17 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
     memo[id(module)] = new
     state = vars(new)
     for key, value in vars(module).items():
-        if key == "_modules":
+        kind = type(value)
+        if kind in _SHARED or (kind is tuple and all(type(v) in _SHARED for v in value)):
+            state[key] = value
+        elif kind in _CONTAINERS and not value:
+            state[key] = kind()
+        elif key == "_modules":
             state[key] = {n: m if m is None else copy_module(m, memo, paths) for n, m in value.items()}
         elif key in ("_parameters", "_buffers"):
             state[key] = {n: t if t is None else memo[id(t)] for n, t in value.items()}
         elif key == "_compiled_call_impl":  # compiled for the old sizes
             state[key] = None
-        elif type(value) in _SHARED or (type(value) is tuple and all(type(v) in _SHARED for v in value)):
-            state[key] = value
-        elif type(value) in _CONTAINERS and not value:
-            state[key] = type(value)()
         else:
             path = paths.get(id(module), "")
             state[key] = deep_value(value, memo, f"{path}.{key}" if path else key)
