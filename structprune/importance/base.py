@@ -19,7 +19,7 @@ Importance = Callable[[Group], Any]
 
 SLICES = ("producers", "consumers", "all")
 REDUCTIONS = ("sum", "mean", "max")
-CHUNK = 1 << 18  # numbers whose absolute values a CPU takes at a time
+CHUNK = 1 << 19  # numbers that are taken in double precision at a time
 
 
 class Criterion:
@@ -92,22 +92,21 @@ def slice_norms(part: Slice, power: int = 1) -> Scores:
     Raises NonFiniteError on NaN or infinite weights.
     """
     weight = values_of(part)
-    rows = weight.movedim(part.dim, 0).reshape(weight.shape[part.dim], -1)
-    sums = [_powers(chunk, power).sum(1, dtype=torch.float64) for chunk in rows.split(_rows_at_once(rows))]
-    norms: Scores = torch.cat(sums).cpu().numpy()
+    rows = (weight.movedim(part.dim, 0) if part.dim else weight).reshape(weight.shape[part.dim], -1)
+    step = max(1, CHUNK // max(rows.shape[1], 1))
+    sums = [_powers(rows[i : i + step], power).sum(1) for i in range(0, len(rows), step)]
+    norms: Scores = (sums[0] if len(sums) == 1 else torch.cat(sums)).cpu().numpy()
     if not np.isfinite(norms).all():
         check_finite(part)
     return norms[part.indices]
 
 
 def _powers(rows: Tensor, power: int) -> Tensor:
-    """Absolute values, or their squares, which overflow in half precision."""
-    return rows.abs() if power == 1 else wide(rows).abs().square()
-
-
-def _rows_at_once(rows: Tensor) -> int:
-    """So many rows that their absolute values stay in the processor's cache."""
-    return max(1, CHUNK // max(rows.shape[1], 1)) if rows.device.type == "cpu" else max(rows.shape[0], 1)
+    """Absolute values, or their squares, in double precision."""
+    values = wide(rows)
+    if values.is_complex() or values is rows:
+        values = values.abs()
+    return values.abs_() if power == 1 else values.square_()
 
 
 def wide(tensor: Tensor) -> Tensor:
