@@ -1,12 +1,12 @@
 """How long does it take to analyse and prune a model, and how much memory, next to Torch-Pruning?
 
-    python -m benchmarks.analysis_speed [--only 'resnet*'] [--redo] [--runs 5] [--timeout 20]
+    python -m benchmarks.analysis_speed [--only 'resnet*'] [--redo] [--runs 9] [--timeout 20]
 
 Ours is `analyze` + `plan` + `apply`, which leaves the model as it is and returns a smaller copy. Theirs is the
 construction of a `MagnitudePruner` (with its dependency graph) and one `step()`, which prunes in place: it
 gets a fresh deep copy each time, made outside of the measured time, and is told the output layers and the heads of
 fused projections. Both use the L1 norm, ratio 0.5, the same inputs, one thread, and take turns in one process; medians
-are compared. The first turn warms up; of the others there are five, or as many as begin in twenty seconds, but two at
+are compared. The first turn warms up; of the others there are nine, or as many as begin in twenty seconds, but two at
 least. A run that takes longer than that is stopped, and its side is out. The floor is one forward pass on the smallest
 input plus copying half of every weight. Memory is the growth of the peak resident size in a process of its own for
 each side (for Torch-Pruning without the copy), relative to the size of the model. "TP" is Torch-Pruning.
@@ -267,7 +267,7 @@ def measure(case: zoo.Case, runs: int, seconds: float) -> Row:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     taken = parser(__doc__)
-    taken.add_argument("--runs", type=int, default=5, help="measured runs of each side")
+    taken.add_argument("--runs", type=int, default=9, help="measured runs of each side")
     taken.add_argument("--timeout", type=float, default=SECONDS, help="seconds for one run of one side")
     options = taken.parse_args(arguments)
     torch.set_num_threads(1)

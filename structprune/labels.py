@@ -52,7 +52,7 @@ class Labels:
     @staticmethod
     def of(shape: Iterable[int], coordinates: Iterable[IntArray]) -> Labels:
         """Drops the coordinates that are zero or constant everywhere; constants must have been fixed before."""
-        return Labels(tuple(shape), tuple(c for c in coordinates if c.size > 1 and c.any()))
+        return Labels(tuple(shape), tuple([c for c in coordinates if c.size > 1 and (c.item(-1) or c.any())]))
 
     @property
     def ndim(self) -> int:

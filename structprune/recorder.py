@@ -103,14 +103,10 @@ class Recorder(TorchFunctionMode):
         spelled, named = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
         lifted = self.lift(spelled, inputs, sizes)
         lifted_kwargs = self.lift(named, inputs, sizes) if named else named
-        if known.inplace or "out" in kwargs:
-            self.protect(kwargs.get("out", args[0] if args else None))
         blank = True in [node.meta.get("blank") for node in inputs]
         self.inside = True
         try:
-            out = None if self.computing else self.stand_in(known, args, kwargs, blank)
-            blank |= out is not None
-            out = self.execute(known.name, function, args, kwargs) if out is None else out
+            out, blank = self.execute(known, function, args, kwargs, blank)
         finally:
             self.inside = False
         if known.name in _INDEXING:
@@ -127,19 +123,31 @@ class Recorder(TorchFunctionMode):
         self.bind(node, args[0] if known.name == "setitem" else out)
         return out
 
-    def stand_in(self, known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], blank: bool) -> Tensor | None:
-        """What answers a costly operation, unless values count; `blank` arguments hold none."""
-        if self.needs_values(known.name, args):
-            raise ValuesNeeded
-        return stand_in(known.name, args, kwargs, known.inplace, blank)
-
-    def execute(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of one."""
+    def execute(
+        self,
+        known: Operation,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        blank: bool,
+    ) -> tuple[Any, bool]:
+        """What an operation gives, and whether that is a stand-in without values, or was made from one (as `blank` says
+        of its arguments). Batch norms are run without batch statistics: a trace changes no buffer and takes a batch of
+        one."""
+        name = known.name
+        if not self.computing:
+            if self.needs_values(name, args):
+                raise ValuesNeeded
+            zeros = stand_in(name, args, kwargs, known.inplace, blank)
+            if zeros is not None:
+                return zeros, True
+        if known.inplace or "out" in kwargs:
+            self.protect(kwargs.get("out", args[0] if args else None))
         if self.on_meta:
             args, kwargs = together((args, kwargs))
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
-            return args[0].clone()
-        return function(*args, **kwargs)
+            return args[0].clone(), blank
+        return function(*args, **kwargs), blank
 
     def needs_values(self, name: str, args: tuple[Any, ...]) -> bool:
         """Whether the shape of the result depends on values, or may: masks as indices, operations without a rule."""

@@ -125,7 +125,7 @@ class Slicer:
 
 def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Slicer) -> Tensor:
     """A new tensor with the kept indices, and everything else about it unchanged."""
-    data = slicer.cut(tensor.detach(), kept)
+    data = slicer.cut(tensor, kept)
     layout = _LAYOUTS.get(data.ndim)
     if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
         data = data.contiguous(memory_format=layout)
