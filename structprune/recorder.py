@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .blanks import stand_in, together
 from .counting import STATISTICS
 from .frames import caller, source_line
 from .inventory import Inventory
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
-from .shapes import stand_in, together
 from .sizes import DimOf, Guard, Size
 from .unseen import UNSEEN, foreign, opaque
 

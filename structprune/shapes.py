@@ -1,19 +1,11 @@
-"""Shapes of the costly operations, so that a trace need not compute them.
-
-A trace needs shapes, not values: convolutions, linear layers, pooling and attention are answered with zeros of the
-right shape, and so is what is done to these zeros element by element. Only where a model looks at values
-(`if x.max() > 0`) is it run for real.
-"""
+"""Shapes of results, from the shapes of what goes in: None, or False, where PyTorch should say what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from .program import map_tensors, tensors_in
 
 Shape = tuple[int, ...]
 
@@ -51,9 +43,8 @@ def _slid(
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
     """[..., I] x [O, I] -> [..., O]"""
-    if weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
-        return None
-    return (*input.shape[:-1], weight.shape[0])
+    fits = weight.ndim == 2 and input.ndim > 0 and input.shape[-1] == weight.shape[1]
+    return (*input.shape[:-1], weight.shape[0]) if fits and as_long_as(weight.shape[0], bias) else None
 
 
 def convolution(
@@ -66,7 +57,7 @@ def convolution(
     (batch, channels, *lengths), (outputs, inputs, *kernel) = input.shape, weight.shape
     count = int.__int__(groups)
     sizes = _slid(lengths, kernel, stride, padding, dilation)
-    if sizes is None or channels != inputs * count or outputs % count:
+    if sizes is None or channels != inputs * count or outputs % count or not as_long_as(outputs, bias):
         return None
     return (batch, outputs, *sizes)
 
@@ -76,7 +67,10 @@ def pooling(rank: int, input: Tensor, kernel_size: Any, stride: Any, padding: An
     kernel = _spread(kernel_size, rank)
     if kernel is None or input.ndim not in (rank + 1, rank + 2):
         return None
-    sizes = _slid(input.shape[-rank:], kernel, stride or kernel, padding, 1, up)
+    edges = _spread(padding, rank)
+    if edges is None or any(2 * p > k for p, k in zip(edges, kernel, strict=True)):
+        return None
+    sizes = _slid(input.shape[-rank:], kernel, stride or kernel, edges, 1, up)
     return None if sizes is None else (*input.shape[:-rank], *sizes)
 
 
@@ -118,10 +112,13 @@ def resizing(rank: int) -> Callable[..., Shape | None]:
     return shape
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Shape | None:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Shape | None:
     """[..., L, E] x [..., S, E] x [..., S, V] -> [..., L, V]"""
-    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2] and query.ndim == value.ndim
-    return (*query.shape[:-1], value.shape[-1]) if fits else None
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    fits = query.shape[-1] == key.shape[-1] and value.shape[-2] == key.shape[-2]
+    return (*query.shape[:-1], value.shape[-1]) if attn_mask is None and alike and fits else None
 
 
 SHAPES: dict[str, Callable[..., Shape | None]] = {
@@ -133,69 +130,44 @@ SHAPES: dict[str, Callable[..., Shape | None]] = {
     **{f"adaptive_avg_pool{rank}d": resizing(rank) for rank in (1, 2, 3)},
 }
 
-# What keeps the shape and dtype of its first argument.
-_ALIKE = frozenset(
-    """relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh softplus hardtanh hardsigmoid hardswish
-    softmax log_softmax layer_norm group_norm instance_norm rms_norm dropout""".split()
-)
-_MEETING = frozenset({"add", "sub", "mul", "div"})
-_HARMLESS = frozenset({"inplace", "dim", "alpha", "weight", "bias", "eps", "p", "training", "approximate"})
+
+# -- what keeps the shape and dtype of its first argument, and whether PyTorch takes the others ---------------------
 
 
-def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
-    """Zeros instead of the result of a costly operation; None if it must be computed.
-
-    `blank` says that an argument is such zeros, or was made from them: then what keeps shapes is not computed, either.
-    A batch norm, and what works in place, give back their own input.
-    """
-    if name == "batch_norm":
-        return _normalised(*args) if args else None
-    shape_of = SHAPES.get(name)
-    if shape_of is None and not (blank and (name in _ALIKE or name in _MEETING)):
-        return None
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    first = tensors[0]
-    if not first.is_floating_point() or len({(t.dtype, t.device) for t in tensors}) > 1:
-        return None
-    if shape_of is None:
-        return _alike(name, args, kwargs, first, inplace)
-    try:
-        shape = shape_of(*args, **kwargs)
-    except TypeError:  # a call that PyTorch will refuse, too
-        return None
-    return None if shape is None else first.new_zeros(shape)
+def over_last(
+    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any, **kw: Any
+) -> bool:
+    """Layer and RMS norms."""
+    shape = tuple(normalized_shape)
+    alike = all(v is None or tuple(v.shape) == shape for v in (weight, bias))
+    return alike and tuple(input.shape[-len(shape) :]) == shape
 
 
-def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor, inplace: bool) -> Tensor | None:
-    """The stand-in for what is as large as its first argument, or as what meets there."""
-    if not args or args[0] is not first or not set(kwargs) <= _HARMLESS:
-        return None
-    if any(a is True or isinstance(a, complex) for a in args):  # True may say, in its place, that it works in place
-        return None
-    shape = first.shape
-    for other in args[1:] if name in _MEETING else ():
-        if isinstance(other, Tensor) and other.shape != shape:
-            shape = torch.broadcast_shapes(shape, other.shape)
-    if inplace or kwargs.get("inplace"):
-        return first if shape == first.shape else None
-    return first.new_zeros(shape)
+def over_groups(input: Tensor, num_groups: Any, weight: Any = None, bias: Any = None, *args: Any, **kw: Any) -> bool:
+    """Group norms."""
+    return input.ndim > 1 and input.shape[1] % int.__int__(num_groups) == 0 and as_long_as(input.shape[1], weight, bias)
 
 
-def _normalised(input: Tensor, mean: Tensor | None = None, *args: Any) -> Tensor | None:
-    """[N, C, ...] as it is; None where PyTorch should say what is wrong."""
-    fits = input.ndim > 1 and mean is not None and input.shape[1] == mean.shape[0]
-    return input.detach() if fits else None
+def over_one(input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> bool:
+    """Softmax."""
+    return isinstance(dim, int) and -input.ndim <= dim < input.ndim
 
 
-def together(arguments: Any) -> Any:
-    """A model on the meta device takes real inputs: where the two meet, both are on meta.
+def always(*args: Any, **kwargs: Any) -> bool:
+    """Activations, which take anything."""
+    return True
 
-    What is made from nothing (positions, masks) is made for real, since models look at it.
-    """
-    found = list(tensors_in(arguments))
-    if not found:
-        args, kwargs = arguments
-        return args, {k: "cpu" if str(v) == "meta" else v for k, v in kwargs.items()}
-    if all(t.is_meta for t in found) or not any(t.is_meta for t in found):
-        return arguments
-    return map_tensors(lambda t: t.to("meta") if t.ndim else t, arguments)
+
+ALIKE: dict[str, Callable[..., bool]] = {
+    **dict.fromkeys("relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh".split(), always),
+    **dict.fromkeys("softplus hardtanh hardsigmoid hardswish dropout add sub mul div".split(), always),
+    **dict.fromkeys(("layer_norm", "rms_norm"), over_last),
+    **dict.fromkeys(("softmax", "log_softmax"), over_one),
+    "group_norm": over_groups,
+}
+MEETING = frozenset({"add", "sub", "mul", "div"})
+
+
+def as_long_as(size: int, *vectors: Any) -> bool:
+    """Whether these are vectors of this size, as far as they are there."""
+    return all(v is None or tuple(v.shape) == (size,) for v in vectors)

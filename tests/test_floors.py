@@ -17,11 +17,11 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector commands errors frames inventory labels nn nodes ops page sizes source unseen version
+    bookkeeping collector commands errors frames inventory labels nn nodes ops page shapes sizes source unseen version
     checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
     schedules specs
-    commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
-    shapes swaps unmask
+    blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
+    swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
     rules.reduction rules.spatial recorder
     constant_rules mermaid plan trace rules.indexing rules.recurrent rules.shaping rules.written

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
-from structprune.shapes import stand_in
+from structprune.blanks import stand_in
 
 ROWS = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -223,6 +223,26 @@ def test_stand_ins_are_written_in_place(act: nn.Module) -> None:
     assert [n.meta["op"] for n in added.inputs] == ["linear", activated if inplace else "linear"]
     if inplace:
         assert_exact(model, ROWS)
+
+
+MISFITS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "layer_norm": lambda m, h: F.layer_norm(h, (11,)),
+    "layer_norm's weight": lambda m, h: F.layer_norm(h, (12,), torch.ones(11, dtype=h.dtype)),
+    "group_norm": lambda m, h: F.group_norm(h.transpose(1, 2), 5).transpose(1, 2),
+    "batch_norm": lambda m, h: F.batch_norm(h.transpose(1, 2), *torch.ones(2, 12).double(), torch.ones(11).double()),
+    "softmax": lambda m, h: F.softmax(h, 3),
+    "avg_pool1d": lambda m, h: F.avg_pool1d(h, 3, padding=2),
+    "bias": lambda m, h: F.linear(h, m.square, torch.ones(11, dtype=h.dtype)),
+    "attention": lambda m, h: F.scaled_dot_product_attention(h, h[..., :11], h),
+    "add": lambda m, h: h + h[..., :11],
+    "add in place": lambda m, h: h.add_(h[..., :11]),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_models_that_do_not_run_are_told_so(name: str) -> None:
+    with pytest.raises(sp.ExampleInputsError):
+        sp.analyze(between(MISFITS[name]), ROWS)
 
 
 def test_numbers_that_a_model_makes_itself_are_computed() -> None:

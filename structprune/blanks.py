@@ -1,0 +1,81 @@
+"""Blanks: zeros in place of the results of costly operations, so that a trace need not compute them.
+
+A trace needs shapes, not values: convolutions, linear layers, pooling and attention are answered with zeros of the
+right shape, and so is what is done to these zeros element by element. Only where a model looks at values
+(`if x.max() > 0`) is it run for real.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .program import map_tensors, tensors_in
+from .shapes import ALIKE, MEETING, SHAPES, as_long_as
+
+_HARMLESS = frozenset({"inplace", "dim", "alpha", "weight", "bias", "eps", "p", "training", "approximate"})
+
+
+def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
+    """Zeros instead of the result of a costly operation; None if it must be computed.
+
+    `blank` says that an argument is such zeros, or was made from them: then what keeps shapes is not computed, either.
+    A batch norm, and what works in place, give back their own input.
+    """
+    if name == "batch_norm":
+        return _normalised(*args) if args else None
+    shape_of = SHAPES.get(name)
+    if shape_of is None and not (blank and name in ALIKE):
+        return None
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    first = tensors[0]
+    if not first.is_floating_point() or len({(t.dtype, t.device) for t in tensors}) > 1:
+        return None
+    try:
+        if shape_of is None:
+            return _alike(name, args, kwargs, first, inplace)
+        shape = shape_of(*args, **kwargs)
+    except TypeError:  # a call that PyTorch will refuse, too
+        return None
+    return None if shape is None else first.new_zeros(shape)
+
+
+def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor, inplace: bool) -> Tensor | None:
+    """The stand-in for what is as large as its first argument, or as what meets there."""
+    if not args or args[0] is not first or not set(kwargs) <= _HARMLESS:
+        return None
+    if any(a is True or isinstance(a, complex) for a in args):  # True may say, in its place, that it works in place
+        return None
+    if not ALIKE[name](*args, **kwargs):
+        return None
+    shape = first.shape
+    for other in args[1:] if name in MEETING else ():
+        if isinstance(other, Tensor) and other.shape != shape:
+            shape = torch.broadcast_shapes(shape, other.shape)
+    if inplace or kwargs.get("inplace"):
+        return first if shape == first.shape else None
+    return torch.zeros_like(first) if shape == first.shape else first.new_zeros(shape)
+
+
+def _normalised(
+    input: Tensor, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None, *args: Any
+) -> Any:
+    """[N, C, ...] as it is; None where PyTorch should say what is wrong."""
+    fits = input.ndim > 1 and mean is not None and as_long_as(input.shape[1], mean, var, weight, bias)
+    return input.detach() if fits else None
+
+
+def together(arguments: Any) -> Any:
+    """A model on the meta device takes real inputs: where the two meet, both are on meta.
+
+    What is made from nothing (positions, masks) is made for real, since models look at it.
+    """
+    found = list(tensors_in(arguments))
+    if not found:
+        args, kwargs = arguments
+        return args, {k: "cpu" if str(v) == "meta" else v for k, v in kwargs.items()}
+    if all(t.is_meta for t in found) or not any(t.is_meta for t in found):
+        return arguments
+    return map_tensors(lambda t: t.to("meta") if t.ndim else t, arguments)
