@@ -184,15 +184,16 @@ class Space:
 
     def _settle(self) -> None:
         self._fix_orphans()
-        doubtful = self._doubtful()
+        every = waiting = self._doubtful()
         while True:
             while self._rectangles():
                 pass
-            failed = [check for check in doubtful if not self._survives(check)]
-            if not failed:
-                return
-            if not self._equate(failed):
+            failed = [check for check in waiting if not self._survives(check)]
+            if failed and not self._equate(failed):
                 self._give_up(failed)
+            if not failed and waiting is every:
+                return
+            waiting = failed or every  # what survived has less to survive now: it is tried again in the end
 
     def _equate(self, failed: Sequence[Check]) -> bool:
         """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes."""
