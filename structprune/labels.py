@@ -152,7 +152,7 @@ class Couplings:
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
         self.producing: list[IntArray] = []  # output channels of filters
         self._whole: set[int] = set()  # the blocks among them
-        self._partly: list[IntArray] = []  # and the others
+        self._partly: dict[int, list[IntArray]] = {}  # and the others, by the blocks that they are in
         self._roots: Roots | None = None
         self._starts = [0]  # by block: its first label; label 0 is a block of its own
         self._leader = [0]  # by block: the earlier block it was united with, or itself
@@ -177,17 +177,22 @@ class Couplings:
         if own is not None:
             self._whole.add(own)
         else:
-            self._partly.append(labels)
+            for block in self._blocks_of(labels):
+                self._partly.setdefault(block, []).append(labels)
 
     def produces(self, labels: IntArray) -> bool:
         """Whether any of these is an output channel of a filter."""
         own = self.own(labels)
         if own is not None:
-            whole = own in self._whole
-        else:
-            blocks = np.searchsorted(self._starts, labels.reshape(-1), "right") - 1
-            whole = not self._whole.isdisjoint(blocks.tolist())
-        return whole or any(bool(np.isin(labels, p).any()) for p in self._partly)
+            return own in self._whole or own in self._partly
+        blocks = self._blocks_of(labels)
+        return not blocks.isdisjoint(self._whole) or any(
+            bool(np.isin(labels, part).any()) for block in blocks for part in self._partly.get(block, ())
+        )
+
+    def _blocks_of(self, labels: IntArray) -> set[int]:
+        """The blocks that these labels are in."""
+        return set((np.searchsorted(self._starts, labels.reshape(-1), "right") - 1).tolist())
 
     def couple(self, a: IntArray, b: IntArray, node: Any) -> None:
         """Element by element, the labels of `a` and `b` (which broadcast) become one unit."""

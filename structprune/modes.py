@@ -43,7 +43,9 @@ def traced(parts: Inventory, calls: list[Call], classes: Classes) -> list[Progra
 
 def _different(programs: list[Program]) -> list[Program]:
     """The programs without those that do again what another did."""
-    read = [frozenset(n.target for n in p.graph.nodes if n.meta["op"] == "parameter") for p in programs]
+    read = [
+        frozenset(n.target for n in p.graph.nodes if n.meta["op"] == "parameter" and n.meta["shape"]) for p in programs
+    ]
     found: dict[Any, Program] = {}
     for program, names in zip(programs, read, strict=True):
         alike = read.count(names) > 1  # programs that read other parameters do other things

@@ -102,3 +102,16 @@ def test_a_module_that_is_never_called_asks_nothing() -> None:
     model.spare = Softly()
     RUNS.clear()
     assert len(sp.analyze(model, images()).space.programs) == len(RUNS) == 1
+
+
+class Dropping(nn.Module):
+    """Does the same in both modes, but for the probability."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.1, self.training)
+
+
+def test_counting_batches_makes_no_second_program() -> None:
+    """A batch norm reads one buffer more in train mode."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Dropping(), Dropping(), nn.Conv2d(8, 4, 3)).double()
+    assert len(sp.analyze(model, images()).space.programs) == 1
