@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,14 +72,14 @@ class Space:
     values: dict[Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     grids: list[tuple[IntArray, Node]] = field(default_factory=list)  # coordinates along several dimensions
-    partial: list[IntArray] = field(default_factory=list)  # coordinates of values that are no whole blocks
+    partial: dict[int, IntArray] = field(default_factory=dict)  # by id: coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
         self.modules: Mapping[str, nn.Module] = self.parts.modules
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
         self._zeros: dict[Node, bool] = {}
-        self._required: dict[AttributeOf, list[IntArray]] = {}  # the labels that an attribute counts by a requirement
+        self._required: dict[Any, list[Requirement]] = {}  # by what a size is read from
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
         names = self.parts.names
@@ -98,12 +97,12 @@ class Space:
                 for labels in labels_in(self.values[node]):
                     for coordinate in labels.coordinates:
                         if self.couplings.own(coordinate) is None:
-                            self.partial.append(coordinate)
+                            self.partial[id(coordinate)] = coordinate
                         if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
         for check in self.checks:
-            if isinstance(check, Requirement) and isinstance(check.size.origin, AttributeOf):
-                self._required.setdefault(check.size.origin, []).extend(check.labels)
+            if isinstance(check, Requirement):
+                self._required.setdefault(check.size.origin, []).append(check)
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)
         self._settle()
@@ -172,7 +171,7 @@ class Space:
             value = self.values.get(leaf.value)
             along = value.along(leaf.dim) if isinstance(value, Labels) and value.ndim else None
             return [along] if along is not None else []
-        found = list(self._required.get(leaf, ()))
+        found = [labels for requirement in self._required.get(leaf, ()) for labels in requirement.labels]
         if leaf in self._mirrors:
             row, name = self._mirrors[leaf]
             along = self.parameters[name].along(row.dim) if name in self.parameters else None
@@ -252,11 +251,9 @@ class Space:
 
     def _doubtful(self) -> list[Check]:
         """The checks that may fail: an attribute that one check alone tells what to be will be that."""
-        told = Counter(check.size.origin for check in self.checks if isinstance(check, Requirement))
-        sure = {leaf for leaf, times in told.items() if isinstance(leaf, AttributeOf) and times == 1} - set(
-            self._mirrors
-        )
-        return [c for c in self.checks if not (isinstance(c, Requirement) and c.size.origin in sure)]
+        alone = {leaf: told[0] for leaf, told in self._required.items() if len(told) == 1}
+        sure = {id(c) for leaf, c in alone.items() if isinstance(leaf, AttributeOf) and leaf not in self._mirrors}
+        return [check for check in self.checks if id(check) not in sure]
 
     def _survives(self, check: Check) -> bool:
         """Whether the check holds for random removals."""
@@ -317,7 +314,7 @@ class Space:
         sums: dict[int, int] = {}  # dimensions with the same units are marked together
         units: dict[int, IntArray] = {}
         for (_, _, labels), mark in zip(self.dimensions, marks, strict=True):
-            same = self.couplings.units(labels)
+            same = roots.row(labels)
             units[id(same)] = same
             sums[id(same)] = sums.get(id(same), 0) + mark
         signature = np.zeros(roots.count, np.uint64)

@@ -48,9 +48,10 @@ def _of_units(graph: ChannelGraph, rank: Rank) -> Scores:
 
 def _links(graph: ChannelGraph, free: ChannelGraph, scores: Scores) -> list[tuple[IntArray, Any]]:
     """Each grid that has to be tied, with the cells of every row in the order of their scores."""
+    unit_of = free.space.couplings.roots()
     waiting = sorted(graph.space.couplings.grids, key=lambda item: -len(item[0]))  # many rows balance fewer, too
     links: list[tuple[IntArray, Any]] = []
-    roots = free.space.couplings.roots()
+    roots = unit_of
     while waiting:
         tied = np.zeros(roots.count, bool)
         later = []
@@ -59,7 +60,7 @@ def _links(graph: ChannelGraph, free: ChannelGraph, scores: Scores) -> list[tupl
             if tied[units].any():
                 later.append((grid, node))
             elif not _even(units):
-                links.append((_in_order(grid, units, scores[free.space.couplings.roots()[grid]]), node))
+                links.append((_in_order(grid, units, scores[unit_of[grid]]), node))
                 tied[units[units > 0]] = True
         waiting = later
         roots = graph.space.couplings.arranged(links).roots() if waiting else roots

@@ -15,8 +15,6 @@ from torch import Tensor
 from .program import map_tensors, tensors_in
 from .shapes import ALIKE, MEETING, SHAPES, as_long_as
 
-_HARMLESS = frozenset({"inplace", "dim", "alpha", "weight", "bias", "eps", "p", "training", "approximate"})
-
 
 def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
     """Zeros instead of the result of a costly operation; None if it must be computed.
@@ -44,11 +42,9 @@ def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: 
 
 def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor, inplace: bool) -> Tensor | None:
     """The stand-in for what is as large as its first argument, or as what meets there."""
-    if not args or args[0] is not first or not set(kwargs) <= _HARMLESS:
+    if not args or args[0] is not first or not ALIKE[name](*args, **kwargs):
         return None
     if any(a is True or isinstance(a, complex) for a in args):  # True may say, in its place, that it works in place
-        return None
-    if not ALIKE[name](*args, **kwargs):
         return None
     shape = first.shape
     for other in args[1:] if name in MEETING else ():

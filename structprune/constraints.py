@@ -70,8 +70,6 @@ class Constraints:
             low, high = max(group.due(ratio), 0), size
         high = max(min(high, size - 1, movable), 0)
         low = min(low, high)
-        if ratio is None and low == 0 and self.round_to == 1 and not self.useful:
-            return np.arange(high + 1)
         numbers = np.arange(size if ratio is not None else high + 1)
         if self.round_to > 1:
             numbers = numbers[(numbers == 0) | ((size - numbers) % stride(group, self.round_to) == 0)]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Slice:
     """The part that a group has in one dimension of one parameter: index `indices[i]` belongs to unit `units[i]`."""
 
@@ -117,8 +117,8 @@ class ChannelGraph:
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], IntArray]:
         """The units of every labelled parameter dimension."""
-        units = self.space.couplings.units
-        return {(name, dim): units(labels) for name, dim, labels in self.space.dimensions}
+        row = self.space.couplings.roots().row
+        return {(name, dim): row(labels) for name, dim, labels in self.space.dimensions}
 
     @cached_property
     def _producing(self) -> set[tuple[str, int]]:

@@ -64,11 +64,10 @@ class Inventory:
         plain: dict[str, tuple[str, dict[str, Any]]] = {}  # modules that hold tensors beside those
         others: set[type] = set()  # what is no tensor
         for path, module in self.modules.items():
-            kinds = map(type, vars(module).values())
-            if not others.issuperset(kinds):
-                others |= {kind for kind in map(type, vars(module).values()) if not issubclass(kind, Tensor)}
-                if not others.issuperset(map(type, vars(module).values())):
-                    plain[path] = (path + "." if path else "", vars(module))
+            unknown = set(map(type, vars(module).values())) - others
+            others |= {kind for kind in unknown if not issubclass(kind, Tensor)}
+            if unknown - others:
+                plain[path] = (path + "." if path else "", vars(module))
         if not plain:
             return self.registered
         found: dict[int, tuple[str, Tensor]] = {}

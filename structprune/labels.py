@@ -52,7 +52,7 @@ class Labels:
     @staticmethod
     def of(shape: Iterable[int], coordinates: Iterable[IntArray]) -> Labels:
         """Drops the coordinates that are zero or constant everywhere; constants must have been fixed before."""
-        return Labels(tuple(shape), tuple([c for c in coordinates if c.size > 1 and (c.item(-1) or c.any())]))
+        return Labels(tuple(shape), tuple(c for c in coordinates if c.size > 1 and c.any()))
 
     @property
     def ndim(self) -> int:
@@ -201,8 +201,7 @@ class Couplings:
         self._roots = None
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
-        if a.ndim > 1:
-            a, b = a.reshape(-1), b.reshape(-1)
+        a, b = a.reshape(-1), b.reshape(-1)
         self.pairs.append((a, b, node))
         one, other = self.block(a), self.block(b)
         if one is None or other is None:
@@ -257,12 +256,8 @@ class Couplings:
             self._roots = self._solve()
         return self._roots
 
-    def units(self, labels: IntArray) -> IntArray:
-        """The units of labels, in a row: one and the same array for all blocks that were united."""
-        return self.roots().row(labels)
-
     def _solve(self) -> Roots:
-        for block, first in enumerate(self._leader):
+        for block, first in enumerate(self._leader):  # leaders come first; later walks to them are short
             self._leader[block] = self._leader[first]
         place = Places(tuple(self._starts), self._leader, self.count)
         columns = [(grid[1:].reshape(-1), np.tile(grid[0], len(grid) - 1)) for grid, _ in self.grids]

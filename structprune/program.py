@@ -43,7 +43,7 @@ class Program:
         for node in reversed(self.graph.nodes):
             meta = node.meta
             read = node.op != "call_function" or meta["writes"] or meta["reads"] or meta.get("sized")
-            meta["unread"] = not read and False not in [user.meta["unread"] for user in node.users]
+            meta["unread"] = not read and all(user.meta["unread"] for user in node.users)
 
     def outline(self) -> tuple[Any, ...]:
         """What was done to what, in what order: equal for two programs that constrain a model alike.

@@ -27,7 +27,6 @@ from .sizes import DimOf, Guard, Size
 from .unseen import UNSEEN, foreign, opaque
 
 _TAG = "_structprune_node"
-_TENSORS = frozenset({Tensor, nn.Parameter})
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
 # Operations whose tensor arguments are positions: what they hold decides where data goes.
@@ -103,7 +102,7 @@ class Recorder(TorchFunctionMode):
         spelled, named = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
         lifted = self.lift(spelled, inputs, sizes)
         lifted_kwargs = self.lift(named, inputs, sizes) if named else named
-        blank = True in [node.meta.get("blank") for node in inputs]
+        blank = any(node.meta.get("blank") for node in inputs)
         self.inside = True
         try:
             out, blank = self.execute(known, function, args, kwargs, blank)
@@ -219,7 +218,7 @@ class Recorder(TorchFunctionMode):
             return value
         if kind is Size:
             sizes.append(value)
-        elif kind in _TENSORS or isinstance(value, Tensor):
+        elif isinstance(value, Tensor):
             node = self.node(value)
             inputs[node] = None
             return node

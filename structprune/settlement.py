@@ -42,21 +42,18 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     """The labels of parameters and of values between them that would have nothing left."""
     space = graph.space
-    coordinates = [*space.couplings.leading(), *space.partial]
+    coordinates = [*space.couplings.leading(), *space.partial.values()]
     return [c for c in coordinates if (left := view.left(c)) is not None and not len(left)]
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:
     kept: Kept = {}
     sizes: dict[str, dict[int, int]] = {}
-    seen: dict[bytes, tuple[int, ...]] = {}  # coupled parameters keep the same indices: one tuple serves them all
-    blocks: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by the id of an array: it, and what it holds
+    tuples = _Tuples()
     for name, dim, labels in graph.space.dimensions:
         left = view.left(labels)
         if left is not None:
-            if id(left) not in blocks:
-                blocks[id(left)] = left, _shared(left, seen)
-            kept.setdefault(name, {})[dim] = blocks[id(left)][1]
+            kept.setdefault(name, {})[dim] = tuples.of(left)
             sizes.setdefault(name, {})[dim] = labels.size
     attributes: dict[str, dict[str, Any]] = {}
     for leaf, value in graph.space.attributes(view).items():
@@ -70,7 +67,7 @@ def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningP
     for norm in graph.space.norms:
         gone = view.gone(norm.labels)
         if isinstance(norm, Swap) and norm.name == "stock" and gone.any():
-            stock[norm.path] = {0: _shared(np.flatnonzero(~gone), seen)}
+            stock[norm.path] = {0: tuples.of(np.flatnonzero(~gone))}
             sizes[norm.path] = {0: len(gone)}
     swaps, scales, shifts = _substitutes(graph, view, set(kept), attributes)
     registered = graph.parts.registered
@@ -113,8 +110,17 @@ def _substitutes(
     return swaps, scales, shifts
 
 
-def _shared(indices: IntArray, seen: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:
-    key = indices.tobytes()
-    if key not in seen:
-        seen[key] = tuple(indices.tolist())
-    return seen[key]
+class _Tuples:
+    """Kept indices as tuples: coupled parameters keep the same, and one tuple serves them all."""
+
+    def __init__(self) -> None:
+        self._of_array: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by id, with the array, which lives on
+        self._of_content: dict[bytes, tuple[int, ...]] = {}
+
+    def of(self, indices: IntArray) -> tuple[int, ...]:
+        if id(indices) not in self._of_array:
+            content = indices.tobytes()
+            if content not in self._of_content:
+                self._of_content[content] = tuple(indices.tolist())
+            self._of_array[id(indices)] = indices, self._of_content[content]
+        return self._of_array[id(indices)][1]

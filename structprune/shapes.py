@@ -29,7 +29,7 @@ def _slid(
     """How many places windows have along each dimension; `up` counts those that begin inside and end outside, too."""
     rank = len(lengths)
     steps, edges, spaces = _spread(stride, rank), _spread(padding, rank), _spread(dilation, rank)
-    if steps is None or edges is None or spaces is None:
+    if steps is None or edges is None or spaces is None or min(*steps, *spaces) < 1 or min(edges) < 0:
         return None
     found = []
     for n, k, s, p, d in zip(lengths, kernel, steps, edges, spaces, strict=True):
@@ -79,7 +79,7 @@ def averaging(rank: int) -> Callable[..., Shape | None]:
 
     def shape(
         input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
-        ceil_mode: bool = False, *args: Any, **kwargs: Any,
+        ceil_mode: bool = False, count_include_pad: bool = True,
     ) -> Shape | None:  # fmt: skip
         return pooling(rank, input, kernel_size, stride, padding, ceil_mode)
 
@@ -113,8 +113,9 @@ def resizing(rank: int) -> Callable[..., Shape | None]:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
-) -> Shape | None:
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None,
+) -> Shape | None:  # fmt: skip
     """[..., L, E] x [..., S, E] x [..., S, V] -> [..., L, V]"""
     alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     fits = query.shape[-1] == key.shape[-1] and value.shape[-2] == key.shape[-2]
@@ -131,39 +132,72 @@ SHAPES: dict[str, Callable[..., Shape | None]] = {
 }
 
 
-# -- what keeps the shape and dtype of its first argument, and whether PyTorch takes the others ---------------------
+# -- what keeps the shape and dtype of its first argument: whether PyTorch takes the arguments ----------------------
 
 
-def over_last(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any, **kw: Any
-) -> bool:
-    """Layer and RMS norms."""
+def plain(input: Tensor) -> bool:
+    """`sigmoid` and `tanh`."""
+    return True
+
+
+def activation(input: Tensor, inplace: bool = False) -> bool:
+    """`relu` and its likes."""
+    return True
+
+
+def sloped(input: Tensor, slope: float = 1.0, inplace: bool = False) -> bool:
+    """`leaky_relu`, `elu` and `celu`, with their slope in its place."""
+    return True
+
+
+def gelu(input: Tensor, *, approximate: str = "none") -> bool:
+    return approximate in ("none", "tanh")
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> bool:
+    return min_val <= max_val
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
+    return 0 <= p <= 1
+
+
+def added(input: Any, other: Any, *, alpha: float = 1) -> bool:
+    """`add` and `sub`."""
+    return True
+
+
+def multiplied(input: Any, other: Any) -> bool:
+    """`mul` and `div`."""
+    return True
+
+
+def softmax(input: Tensor, dim: Any = None) -> bool:
+    return isinstance(dim, int) and -input.ndim <= dim < input.ndim
+
+
+def layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> bool:
     shape = tuple(normalized_shape)
     alike = all(v is None or tuple(v.shape) == shape for v in (weight, bias))
     return alike and tuple(input.shape[-len(shape) :]) == shape
 
 
-def over_groups(input: Tensor, num_groups: Any, weight: Any = None, bias: Any = None, *args: Any, **kw: Any) -> bool:
-    """Group norms."""
+def rms_norm(input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> bool:
+    return layer_norm(input, normalized_shape, weight)
+
+
+def group_norm(input: Tensor, num_groups: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> bool:
     return input.ndim > 1 and input.shape[1] % int.__int__(num_groups) == 0 and as_long_as(input.shape[1], weight, bias)
 
 
-def over_one(input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> bool:
-    """Softmax."""
-    return isinstance(dim, int) and -input.ndim <= dim < input.ndim
-
-
-def always(*args: Any, **kwargs: Any) -> bool:
-    """Activations, which take anything."""
-    return True
-
-
 ALIKE: dict[str, Callable[..., bool]] = {
-    **dict.fromkeys("relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh".split(), always),
-    **dict.fromkeys("softplus hardtanh hardsigmoid hardswish dropout add sub mul div".split(), always),
-    **dict.fromkeys(("layer_norm", "rms_norm"), over_last),
-    **dict.fromkeys(("softmax", "log_softmax"), over_one),
-    "group_norm": over_groups,
+    **dict.fromkeys(("sigmoid", "tanh"), plain),
+    **dict.fromkeys(("relu", "relu6", "selu", "silu", "mish", "hardsigmoid", "hardswish"), activation),
+    **dict.fromkeys(("leaky_relu", "elu", "celu"), sloped),
+    **dict.fromkeys(("add", "sub"), added),
+    **dict.fromkeys(("mul", "div"), multiplied),
+    **dict.fromkeys(("softmax", "log_softmax"), softmax),
+    **{check.__name__: check for check in (gelu, hardtanh, dropout, layer_norm, rms_norm, group_norm)},
 }
 MEETING = frozenset({"add", "sub", "mul", "div"})
 

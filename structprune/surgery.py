@@ -49,12 +49,8 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         small = copy_module(model, memo, parts.paths)
     modules = modules_of(small)
     for path, values in plan.attributes.items():
-        state = vars(modules[path])
         for name, value in values.items():
-            if name in state:  # a plain attribute
-                state[name] = list(value) if type(state[name]) is list else value
-            else:
-                setattr(modules[path], name, value)
+            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small
@@ -125,7 +121,7 @@ class Slicer:
 
 def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Slicer) -> Tensor:
     """A new tensor with the kept indices, and everything else about it unchanged."""
-    data = slicer.cut(tensor, kept)
+    data = slicer.cut(tensor.detach(), kept)
     layout = _LAYOUTS.get(data.ndim)
     if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
         data = data.contiguous(memory_format=layout)

@@ -234,6 +234,12 @@ MISFITS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "avg_pool1d": lambda m, h: F.avg_pool1d(h, 3, padding=2),
     "bias": lambda m, h: F.linear(h, m.square, torch.ones(11, dtype=h.dtype)),
     "attention": lambda m, h: F.scaled_dot_product_attention(h, h[..., :11], h),
+    "dropout": lambda m, h: F.dropout(h, 2.0),
+    "gelu": lambda m, h: F.gelu(h, approximate="tan"),
+    "hardtanh": lambda m, h: F.hardtanh(h, 1.0, -1.0),
+    "relu by a dimension": lambda m, h: torch.relu(h, dim=1),  # type: ignore[call-arg]
+    "mul with alpha": lambda m, h: torch.mul(h, h, alpha=2),  # type: ignore[call-overload]
+    "conv1d's padding": lambda m, h: F.conv1d(h, torch.ones(7, 7, 3).double(), padding=-1),
     "add": lambda m, h: h + h[..., :11],
     "add in place": lambda m, h: h.add_(h[..., :11]),
 }

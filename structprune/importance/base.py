@@ -92,10 +92,10 @@ def slice_norms(part: Slice, power: int = 1) -> Scores:
     Raises NonFiniteError on NaN or infinite weights.
     """
     weight = values_of(part)
-    rows = (weight.movedim(part.dim, 0) if part.dim else weight).reshape(weight.shape[part.dim], -1)
+    rows = weight.movedim(part.dim, 0).reshape(weight.shape[part.dim], -1)
     step = max(1, CHUNK // max(rows.shape[1], 1))
     sums = [_powers(rows[i : i + step], power).sum(1) for i in range(0, len(rows), step)]
-    norms: Scores = (sums[0] if len(sums) == 1 else torch.cat(sums)).cpu().numpy()
+    norms: Scores = torch.cat(sums).cpu().numpy()
     if not np.isfinite(norms).all():
         check_finite(part)
     return norms[part.indices]

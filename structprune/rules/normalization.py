@@ -51,7 +51,8 @@ def channel_norm(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels
     vectors = [v for v in (*args[:4], *kwargs.values()) if isinstance(v, Labels)]
     if not _standardises(site, input, args, kwargs):
         input = site.hold(input, (d for d in range(input.ndim) if d != 1), f"statistics of {site.name} run over it")
-    site.join_all(input, 1, vectors)
+    for vector in vectors:
+        site.join(input, 1, vector, 0)
     return Labels(site.shape, input.coordinates)
 
 
@@ -146,7 +147,8 @@ def group_norm(
     held = site.held(input, (d for d in range(input.ndim) if d != 1), "statistics of group_norm run over it")
     vectors = [v for v in (weight, bias) if v is not None]
     along = held.along(1)
-    site.join_all(held, 1, vectors)
+    for vector in vectors:
+        site.join(held, 1, vector, 0)
     if along is None:
         return Labels(site.shape, held.coordinates)
     count = int(num_groups)

@@ -191,16 +191,6 @@ class Site:
             return None
         return left
 
-    def join_all(self, a: Labels, dim: int, vectors: Iterable[Labels]) -> None:
-        """Dimension `dim` of `a` is multiplied with vectors."""
-        left = self.vector(a, dim)
-        for vector in vectors:
-            right = self.vector(vector, 0)
-            if left is not None and right is not None:
-                self.couple(left, right)
-            else:
-                self.join(a, dim, vector, 0)
-
     def contract(self, a: Labels, dim: int, weight: Labels, other_dim: int) -> IntArray | None:
         """Dimension `dim` of `a` is summed against a weight: exact where the removed terms are zero on one side."""
         if not self.zero(weight, a):
@@ -213,10 +203,7 @@ class Site:
     def merge(self, shape: Sequence[int], coordinates: Iterable[IntArray], why: str = "one index is picked") -> Labels:
         """A value from coordinates: those that share a dimension become one, single numbers are fixed."""
         merged: list[IntArray] = []
-        waiting = list(coordinates)
-        if len(waiting) > 1:  # vectors find their kind before grids
-            waiting.sort(key=lambda c: len(varying(c)))
-        for coordinate in waiting:
+        for coordinate in sorted(coordinates, key=lambda c: len(varying(c))):  # vectors find their kind before grids
             if coordinate.size == 1:
                 if coordinate.any():
                     self.fix(coordinate, why)
