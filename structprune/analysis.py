@@ -29,6 +29,7 @@ from .rules.site import labels_in
 from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
 
 ORPHAN = "no filter of the traced calls produces it"
+TOGETHER = "its indices are coupled with one another, so that all would go at once"
 
 
 @dataclass

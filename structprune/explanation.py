@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .analysis import Space
+from .analysis import TOGETHER, Space
 from .errors import ArgumentTypeError, UnknownNameError, closest
 from .labels import IntArray, Labels
 from .nodes import Node
@@ -160,7 +160,8 @@ def _explain_dim(graph: ChannelGraph, name: str, dim: int) -> list[str]:
         others = {
             f"{n}[{d}]": n for (n, d), u in graph._vectors.items() if (n, d) != (name, dim) and np.isin(u, free).any()
         }
-        lines.append(f"{title}: {len(free)} units, coupled to {len(others)} other dimensions")
+        count = f"{len(free)} units" if len(free) > 1 else f"1 unit ({TOGETHER})"
+        lines.append(f"{title}: {count}, coupled to {len(others)} other dimensions")
         dimensions = networkx.subgraph_view(graph.nx, filter_node=lambda n: graph.nx.nodes[n]["kind"] == "dimension")
         paths = networkx.single_source_shortest_path(dimensions, title)
         for other in others:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .analysis import Space
+from .analysis import TOGETHER, Space
 from .costing import Costs
 from .errors import UnknownNameError, closest
 from .inventory import Inventory
@@ -195,6 +195,8 @@ class ChannelGraph:
                 why = self._why(name, dim)
                 if not why.startswith(KERNEL):
                     found[f"{name}[{dim}]"] = part + why
+            elif units.size > 1 and (units == units[0]).all():
+                found[f"{name}[{dim}]"] = TOGETHER
         for name in self.unreached:
             found[name] = "no traced call reaches it"
         return found

@@ -15,8 +15,10 @@ from helpers import (
     assert_exact_or_nothing,
     assert_kept,
     masked_original,
+    randomise,
 )
 from models import CASES, UNSEEN, Case
+from torch import Tensor, nn
 
 import structprune as sp
 from structprune import surgery
@@ -153,3 +155,25 @@ def test_oracle_sees_a_plan_that_is_incomplete() -> None:
     forgetful = masked_original(model, replace(result.plan, kept=kept))
     with pytest.raises(AssertionError, match="differs by"):
         assert_equal_models(result.model, forgetful, case.example())
+
+
+class AllTogether(nn.Module):
+    """Every channel of `a` is added to its neighbour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.c(self.b(h + h.roll(1, -1)).relu())
+
+
+def test_a_single_unit_is_explained() -> None:
+    """It is kept by every plan: readers learn why."""
+    graph = sp.analyze(randomise(AllTogether()).double(), torch.randn(2, 4).double())
+    assert {len(group) for group in graph.groups} == {1, 8}
+    for name in ("a.weight[0]", "a.bias[0]", "b.weight[1]"):
+        assert "all would go at once" in graph.fixed[name]
+    assert "1 unit (its indices are coupled" in graph.explain("a")
+    assert "b.weight[0]" not in graph.fixed
