@@ -42,6 +42,9 @@ def layer_norm(
     """`F.layer_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
     if has_torch_function((input,)):  # a tracer sees one operation
         return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps)
+    if input.is_nested:
+        norm = functools.partial(layer_norm, normalized_shape=normalized_shape, weight=weight, bias=bias, eps=eps)
+        return torch.nested.as_nested_tensor([norm(sequence) for sequence in input.unbind()])
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
@@ -161,6 +164,9 @@ def attend(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """`nn.MultiheadAttention.forward` with the inner width taken from the weights instead of the outer width."""
+    if query.is_nested:  # as nn.TransformerEncoder makes them of padded sequences
+        each = zip(query.unbind(), key.unbind(), value.unbind(), strict=True)
+        return torch.nested.as_nested_tensor([attend(self, *one, need_weights=False)[0] for one in each]), None
     batched = query.dim() == 3
     same = query is key, key is value
     if not batched:
