@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from .blanks import stand_in, together
 from .counting import STATISTICS
@@ -39,8 +43,28 @@ _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_i
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", *STATISTICS})
 
 
+# Operations after which the memory of a tensor may be written without being seen.
+_LENDING = frozenset({"numpy", "__array__", "data_setter", "__dlpack__"})
+
+# Operations that may write their weight, given `max_norm`.
+_RENORMING = frozenset({"embedding", "embedding_bag"})
+
+# Requests for gradients, of which a trace has none.
+_HOOKING = frozenset({"register_hook", "retain_grad"})
+
+Tags = list[weakref.ref[Tensor]]
+
+
 class ValuesNeeded(BaseException):
     """The model looks at a value that was not computed."""
+
+
+def untag(tags: Tags) -> None:
+    """Takes the nodes of a trace away from the tensors that live on."""
+    for reference in tags:
+        tensor = reference()
+        if tensor is not None:
+            vars(tensor).pop(_TAG, None)
 
 
 class Recorder(TorchFunctionMode):
@@ -52,7 +76,8 @@ class Recorder(TorchFunctionMode):
         leaves: Callable[[str], bool],
         computing: bool,
         lasting: Collection[int] | None,
-        watched: Collection[int] = (),
+        watched: Collection[int],
+        tags: Tags,
     ):
         super().__init__()
         self.program = Program(Graph())
@@ -71,7 +96,9 @@ class Recorder(TorchFunctionMode):
         self.on_meta = any(t.is_meta for t in parts.tensors.values())
         self.constants: dict[int, tuple[Node, Tensor]] = {}
         self.own = list(parts.tensors.values())  # what must not change: the model's tensors, and the inputs
-        self.saved: dict[int, tuple[Tensor, Tensor]] = {}  # what in-place operations changed -> as it was
+        self.saved: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # what was changed: itself, its memory, its values
+        self.tags = tags  # every tensor that was given a node
+        self.thread = threading.get_ident()  # hooks of modules are called in all of them
 
     # -- the interception -------------------------------------------------------------------------------
 
@@ -81,7 +108,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         known = operation(function)
         if known.asks:
-            return function(*args, **kwargs)
+            return _hook(known.name) if known.name in _HOOKING else function(*args, **kwargs)
         if known.sizes and isinstance(args[0], Tensor):
             return self.sizes(known.name, function, args, kwargs)
         if known.python and not self.leaves(known.name) and function not in self.opened:
@@ -97,6 +124,8 @@ class Recorder(TorchFunctionMode):
         self, known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Runs an operation and adds its node."""
+        if "out" in kwargs and any(tensor.numel() for tensor in tensors_in(kwargs["out"])):
+            return self.record_into(known, function, args, dict(kwargs))
         inputs: dict[Node, None] = {}
         sizes: list[Size] = []
         spelled, named = in_place(known.name, args, kwargs) if kwargs else (args, kwargs)
@@ -110,17 +139,32 @@ class Recorder(TorchFunctionMode):
             self.inside = False
         if known.name in _INDEXING:
             self.keep_positions(args, kwargs)
+        if known.name == "data_setter" and lifted[0].meta["shape"] == lifted[1].meta["shape"]:
+            function, known = Tensor.copy_, operation(Tensor.copy_)
         writes = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
         told = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))
-        reads = told and known.name != "setitem"  # Python gets to see values
+        silent = known.inplace and out is None  # item assignment
+        reads = told and not silent  # Python gets to see values
         node = self.add(
             function, known.name, lifted, lifted_kwargs, inputs,
             inplace=known.inplace, writes=writes, reads=reads, sizes=sizes, blank=blank,
         )  # fmt: skip
         if reads and not self.computing:
             raise ValuesNeeded
-        self.bind(node, args[0] if known.name == "setitem" else out)
+        self.bind(node, args[0] if silent else out)
         return out
+
+    def record_into(
+        self, known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The same with `out=`: other values may lie in that memory, so it is written as by `copy_`."""
+        into = kwargs.pop("out")
+        result = self.record(known, function, args, kwargs)
+        for target, value in zip(tensors_in(into), tensors_in(result), strict=True):
+            if target.shape != value.shape:
+                self.record(operation(Tensor.resize_), Tensor.resize_, (target, value.shape), {})
+            self.record(operation(Tensor.copy_), Tensor.copy_, (target, value), {})
+        return into
 
     def execute(
         self,
@@ -140,8 +184,10 @@ class Recorder(TorchFunctionMode):
             zeros = stand_in(name, args, kwargs, known.inplace, blank)
             if zeros is not None:
                 return zeros, True
-        if known.inplace or "out" in kwargs:
+        if known.inplace or "out" in kwargs or name in _LENDING:
             self.protect(kwargs.get("out", args[0] if args else None))
+        elif name in _RENORMING:
+            self.protect((args, kwargs))
         if self.on_meta:
             args, kwargs = together((args, kwargs))
         if name == "batch_norm" and (kwargs.get("training") or (len(args) > 5 and args[5])):
@@ -174,6 +220,7 @@ class Recorder(TorchFunctionMode):
                 self.constants[id(out)] = (node, out)
             else:
                 setattr(out, _TAG, node)
+                self.tags.append(weakref.ref(out))
         elif isinstance(out, list | tuple):
             for i, item in enumerate(out):
                 if any(True for _ in tensors_in(item)):
@@ -268,26 +315,34 @@ class Recorder(TorchFunctionMode):
     # -- leaving no trace on the model ------------------------------------------------------------------
 
     def protect(self, target: Any) -> None:
-        """Keeps a copy of the model's own tensor that an in-place operation is about to change."""
+        """Keeps copies of the model's own tensors that are about to change with `target`."""
         for tensor in tensors_in(target):
-            own = self.stored.get(tensor.untyped_storage().data_ptr()) if tensor.device.type != "meta" else None
-            if own is not None and id(own) not in self.saved:
-                self.saved[id(own)] = (own, own.detach().clone())
+            for own in self.stored.get(tensor.untyped_storage().data_ptr(), ()) if tensor.device.type != "meta" else ():
+                if id(own) not in self.saved:
+                    self.saved[id(own)] = own, own.data, own.detach().clone()
 
     @functools.cached_property
-    def stored(self) -> dict[int, Tensor]:
+    def stored(self) -> dict[int, list[Tensor]]:
         """The tensors that must not change, by where they are stored."""
-        solid = (t for t in self.own if t.device.type != "meta" and t.layout == torch.strided)
-        return {t.untyped_storage().data_ptr(): t for t in solid}
+        found: dict[int, list[Tensor]] = {}
+        for tensor in self.own:
+            if tensor.device.type != "meta" and tensor.layout == torch.strided:
+                found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        return found
 
     def restore(self) -> None:
+        """Takes back what was written into the model's own tensors."""
         with torch.no_grad():
-            for tensor, value in self.saved.values():
-                tensor.copy_(value)
+            for tensor, memory, values in self.saved.values():
+                if tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape:
+                    tensor.data = memory
+                tensor.copy_(values)
 
     # -- where in the model we are ----------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
         self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
         if id(module) in self.watched:
             if not self.depth:
@@ -295,6 +350,8 @@ class Recorder(TorchFunctionMode):
             self.depth += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self.thread:
+            return
         failed = sys.exc_info()[1]
         if failed is not None and self.failed is None:
             self.failed = self.stack[-1]
@@ -305,12 +362,19 @@ class Recorder(TorchFunctionMode):
 
     def opaque(self, called: Any, inputs: Any, output: Any) -> None:
         """A call whose inside cannot be seen."""
+        if threading.get_ident() != self.thread:
+            return
         if not self.computing:
             raise ValuesNeeded
         name = f"scripted {getattr(called, 'original_name', None) or getattr(called, 'name', type(called).__name__)}"
         given = tuple(map(self.node, tensors_in(inputs)))
         node = self.add(opaque, name, given, {}, inplace=True, writes=True, reads=False)
         self.bind(node, tuple(t for t in tensors_in(output)))
+
+
+def _hook(name: str) -> RemovableHandle | None:
+    """What such a request gives: a hook that nobody calls."""
+    return RemovableHandle(OrderedDict()) if name == "register_hook" else None
 
 
 def _item(values: Any, index: int) -> Any:

@@ -16,6 +16,7 @@ from .copying import deep_copy
 from .inventory import named_tensors
 from .ops import operation
 from .program import Call, map_tensors, tensors_in
+from .restoring import other_random_numbers_kept
 
 _WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -78,15 +79,11 @@ def deterministic() -> Iterator[None]:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """The same random numbers for every run, from PyTorch, NumPy and Python (masking and layer drop use them)."""
-    states = random.getstate(), np.random.get_state()
-    torch.manual_seed(1)
-    np.random.seed(1)
-    random.seed(1)
-    try:
+    with other_random_numbers_kept():
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:

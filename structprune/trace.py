@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +17,14 @@ from .inventory import Inventory
 from .nodes import Node
 from .prepare import explained
 from .program import Call, Program, tensors_in
-from .recorder import Recorder, ValuesNeeded
+from .recorder import Recorder, Tags, ValuesNeeded, untag
+from .remembering import remembering_nothing
+from .restoring import Contents, other_random_numbers_kept
 from .rewriting import stated
 from .sizes import attributes_as_sizes, guarding
 from .unseen import seen_scripts
 
-_DICTS = frozenset({dict, OrderedDict})
-_EMPTY: dict[str, Any] = {}
+_ALONE = threading.RLock()  # one trace at a time: each gives modules other attributes meanwhile
 
 
 def trace(
@@ -44,15 +44,20 @@ def trace(
     Costly operations are not computed at first; where the model turns out to look at values, it is run again. So it
     is if it uses tensors of unknown origin: those that were there before are the same in both runs.
     """
-    recorder = None
-    with suppress(ValuesNeeded, ExampleInputsError):
-        recorder = _trace(parts, call, leaves, stand_ins, watched, computing=False)
-    recorder = recorder or _trace(parts, call, leaves, stand_ins, watched, computing=True)
-    unnamed = [tensor for node, tensor in recorder.constants.values() if node.meta["op"] == "constant"]
-    if unnamed:
-        recorder = _trace(
-            parts, call, leaves, stand_ins, watched, recorder.computing, {id(tensor) for tensor in unnamed}
-        )
+    tags: Tags = []
+    with _ALONE, remembering_nothing(parts.modules.values()):
+        try:
+            recorder = None
+            with suppress(ValuesNeeded, ExampleInputsError):
+                recorder = _trace(parts, call, leaves, stand_ins, watched, tags, computing=False)
+            recorder = recorder or _trace(parts, call, leaves, stand_ins, watched, tags, computing=True)
+            unnamed = [tensor for node, tensor in recorder.constants.values() if node.meta["op"] == "constant"]
+            if unnamed:
+                recorder = _trace(
+                    parts, call, leaves, stand_ins, watched, tags, recorder.computing, {id(t) for t in unnamed}
+                )
+        finally:
+            untag(tags)
     return recorder.program
 
 
@@ -62,20 +67,19 @@ def _trace(
     leaves: Callable[[str], bool],
     stand_ins: Mapping[type[nn.Module], type[nn.Module]],
     watched: Collection[int],
+    tags: Tags,
     computing: bool,
     lasting: Collection[int] | None = None,
 ) -> Recorder:
     scripted = {id(m) for s in parts.modules.values() if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
-    recorder = Recorder(parts, leaves, computing, lasting, watched)
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    plain = {path: module for path, module in parts.modules.items() if id(module) not in scripted}
+    before = Contents(plain.values(), call.args, call.kwargs)
+    recorder = Recorder(parts, leaves, computing, lasting, watched, tags)
+    recorder.own += before.tensors
     swapped: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
-        for path, module in parts.modules.items():
-            if id(module) in scripted:
-                continue
+        for path, module in plain.items():
             state = vars(module)
-            before.append((state, state.copy()))
-            before += [(v, v.copy() if v else _EMPTY) for v in state.values() if type(v) in _DICTS]
             state["training"] = call.training
             if "_compiled_call_impl" in state:
                 state["_compiled_call_impl"] = None
@@ -90,13 +94,10 @@ def _trace(
         _run(parts.model, call, recorder)
         return recorder
     finally:
-        recorder.restore()
         for module, kind in swapped:
             module.__class__ = kind
-        for store, content in before:
-            if store or content:
-                store.clear()
-                store.update(content)
+        before.restore()
+        recorder.restore()
 
 
 def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
@@ -114,6 +115,8 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
+        stack.enter_context(other_random_numbers_kept())
+        stack.enter_context(_without_fast_paths())
         stack.enter_context(seen_scripts(recorder.opaque))
         for handle in (
             register_module_forward_pre_hook(recorder.enter),
@@ -131,6 +134,17 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
     outputs = tuple(map(recorder.node, tensors_in(output)))
     program.graph.add("output", "output", (outputs,), meta={"op": "output", "shape": (), "path": "", "where": ""})
     program.mark_unread()
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    """Transformer layers do what their `forward` says, and do not look at masks to find out if there is a short cut."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:

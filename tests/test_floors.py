@@ -17,7 +17,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector commands errors frames inventory labels nn nodes ops page shapes sizes source unseen version
+    bookkeeping collector commands errors frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
     checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
     schedules specs
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \

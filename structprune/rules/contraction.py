@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch.nn import functional
 
 from ..labels import IntArray, Labels
 from ..nodes import Node
@@ -175,6 +176,12 @@ def bilinear(site: Site, input1: Labels, input2: Labels, weight: Labels, bias: L
     return site.merge(site.shape, [*(c[..., None] for c in leading.coordinates), *place(out, rank, -1)])
 
 
+def _renorms(node: Node) -> bool:
+    """Whether rows are scaled down to `max_norm`: the fourth argument of functions of `torch.nn.functional`."""
+    given = node.args[3] if len(node.args) > 3 else node.kwargs.get("max_norm")
+    return given is not None and node.target in (functional.embedding, functional.embedding_bag)
+
+
 @rule("embedding", "embedding_bag")
 def embedding(site: Site, *args: Any, **kwargs: Any) -> Any:
     """[V, C] looked up at [...] -> [..., C], or at the entries of B bags -> [B, C].
@@ -186,6 +193,8 @@ def embedding(site: Site, *args: Any, **kwargs: Any) -> Any:
     tables = [site.values[n] for n in nodes if isinstance(n, Node) and n.meta["dtype"].is_floating_point]
     site.freeze("it is looked up in a table", [v for v in (*args, *kwargs.values()) if v is not tables[0]])
     weight = site.hold(tables[0], (0,), "it counts the entries of a table")
+    if _renorms(site.node) and not site.zero(tables[0]):
+        site.freeze("its rows are scaled by their norm, and what is removed may not be zero", weight)
     out = site.vector(weight, 1)
     site.produce(out)
     if site.has_shape:
