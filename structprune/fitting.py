@@ -22,6 +22,13 @@ def check_fits(plan: PruningPlan, parts: Inventory) -> None:
             f"plan must be a PruningPlan, not {type(plan).__name__}; PruningPlan.from_dict reads a dict"
         )
     _check_kept(plan, plan.kept, parts.registered)
+    for name in plan.tensors:
+        path, _, key = name.rpartition(".")
+        if path in parts.modules and vars(parts.modules[path]).get(key, parts) is None:
+            raise PlanError(
+                f"the plan cuts {name}, a tensor that the planned model made when it was first called, and this one "
+                "has not made; make the plan for a model that was not called, or call this one"
+            )
     _check_kept(plan, plan.tensors, parts.tensors)
     if parts.fingerprint != plan.fingerprint:
         raise PlanError(

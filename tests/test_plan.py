@@ -244,3 +244,30 @@ def test_every_truncation_is_refused() -> None:
     for length in range(0, len(text), 7):
         with pytest.raises(sp.PlanError, match="JSON"):
             sp.PruningPlan.from_json(text[:length])
+
+
+class Lazy(nn.Module):
+    """A table that is made in the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bias = nn.Linear(6, 16), nn.Linear(16, 3), nn.Parameter(torch.randn(16))
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = (self.bias * 2).detach()
+        return self.b((self.a(x) + self.table).relu())  # type: ignore[no-any-return]
+
+
+def test_a_plan_for_a_model_that_was_called_before() -> None:
+    """What it made then is cut as it lies there; a model that has not made it would make it too large."""
+    called, inputs = Lazy(), torch.randn(2, 6)
+    called(inputs)
+    plan = sp.plan(sp.analyze(called, inputs), ratio=0.5)
+    assert "table" in plan.tensors
+    with pytest.raises(sp.PlanError, match="made when it was first called"):
+        sp.apply(plan, Lazy())
+    fresh = Lazy()
+    fresh(inputs)
+    assert sp.apply(plan, fresh)(inputs).shape == (2, 3)
