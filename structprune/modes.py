@@ -104,7 +104,7 @@ class _Again(nn.Module):
 
 
 def _naming(word: str, module: nn.Module) -> frozenset[str]:
-    """The methods of a module, outside torch.nn, whose code names an attribute."""
+    """The methods of a module, outside torch.nn, whose code names an attribute, or calls what does."""
     kind: Any = type(module)
     return _methods_naming(word, kind)
 
@@ -116,5 +116,25 @@ def _methods_naming(word: str, kind: Any) -> frozenset[str]:
         for base in kind.__mro__
         if not base.__module__.startswith("torch.nn") and base is not object
         for name, member in vars(base).items()
-        if isinstance(member, FunctionType) and name not in ("train", "eval") and word in names_in(member.__code__)
+        if isinstance(member, FunctionType) and name not in ("train", "eval") and _names(word, member)
     )
+
+
+def _names(word: str, function: FunctionType) -> bool:
+    """Whether a function, or a function of the same project that it names, names an attribute or holds its name."""
+    waiting, seen = [function], {function}
+    while waiting:
+        one = waiting.pop()
+        names = frozenset(names_in(one.__code__))
+        if word in names or word in one.__code__.co_consts:
+            return True
+        for name in names & one.__globals__.keys():
+            other = one.__globals__[name]
+            if isinstance(other, FunctionType) and other not in seen and _project(other) == _project(function):
+                seen.add(other)
+                waiting.append(other)
+    return False
+
+
+def _project(function: FunctionType) -> str:
+    return (function.__module__ or "").partition(".")[0]

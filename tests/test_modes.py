@@ -73,6 +73,29 @@ class Direct(Net):
 RUNS: list[str] = []  # of the whole model
 
 
+def asks(module: nn.Module, x: Tensor) -> Tensor:
+    """A function that asks a module for its mode."""
+    return x * x.softmax(1) if module.training else x
+
+
+def asks_another(module: nn.Module, x: Tensor) -> Tensor:
+    return asks(module, x)
+
+
+class ByFunction(nn.Module):
+    """A function elsewhere reads the mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return asks_another(self, x)
+
+
+class ByName(nn.Module):
+    """The mode is read by its name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.softmax(1) if getattr(self, "training") else x  # noqa: B009
+
+
 def images() -> Tensor:
     return torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -92,7 +115,8 @@ def test_what_does_the_same_is_not_traced_again() -> None:
 
 @pytest.mark.parametrize("model", [
     Net(Softly()), Net(Scaled(), "keyword"), Net(Kept(), "method"), Direct(Softly()), Net(nn.Sequential(Softly())),
-], ids=["mixes", "keyword", "method", "forward", "inside"])  # fmt: skip
+    Net(ByFunction()), Net(ByName()),
+], ids=["mixes", "keyword", "method", "forward", "inside", "a function", "by name"])  # fmt: skip
 def test_what_does_something_else_counts(model: nn.Module) -> None:
     assert_kept(made(model), images(), "first.weight[0]", "softmax")
 
