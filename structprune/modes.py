@@ -21,7 +21,7 @@ from .inventory import Inventory
 from .program import Call, Program, Visit, map_tensors
 from .rules import has_rule
 from .source import names_in
-from .trace import trace
+from .trace import switches, trace
 
 Classes = Mapping[type[nn.Module], type[nn.Module]]  # what modules have while they are traced, by what they are
 SMALL = 4  # the modules that ask for the mode are small if they hold less than one in so many
@@ -30,7 +30,7 @@ SMALL = 4  # the modules that ask for the mode are small if they hold less than 
 def traced(parts: Inventory, calls: list[Call], classes: Classes) -> list[Program]:
     """What the calls do in eval mode, and in train mode if that is anything else; a model that does not take them
     there (detectors want targets) is not asked again."""
-    asking = [m for m in parts.modules.values() if _naming("training", m)]
+    asking = [m for m in parts.modules.values() if _naming("training", m) or switches(m)]
     watched = set(map(id, asking))
     programs = [trace(parts, Call(c.args, c.kwargs), has_rule, classes, watched) for c in calls]
     if asking and not (_small(parts, asking) and all(_alike(program, classes) for program in programs)):

@@ -77,10 +77,12 @@ def _trace(
     recorder = Recorder(parts, leaves, computing, lasting, watched, tags)
     recorder.own += before.tensors
     swapped: list[tuple[nn.Module, type[nn.Module]]] = []
+    switching = any(switches(m) and m.training != call.training for m in plain.values())
     try:
         for path, module in plain.items():
             state = vars(module)
-            state["training"] = call.training
+            if not switching:
+                state["training"] = call.training
             if "_compiled_call_impl" in state:
                 state["_compiled_call_impl"] = None
             kind = type(module)
@@ -91,7 +93,7 @@ def _trace(
                 state.update(stated(module))
             # Those of torch.nn are strides, paddings and kernels.
             attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
-        _run(parts.model, call, recorder)
+        _run(parts.model, call, recorder, switching)
         return recorder
     finally:
         for module, kind in swapped:
@@ -100,7 +102,13 @@ def _trace(
         recorder.restore()
 
 
-def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
+def switches(module: nn.Module) -> bool:
+    """Whether a module does more than to note it when its mode changes."""
+    return type(module).train is not nn.Module.train
+
+
+def _run(model: nn.Module, call: Call, recorder: Recorder, switching: bool) -> None:
+    """The call itself; `switching` says that the model has something to do when its mode changes."""
     program = recorder.program
     program.training = call.training
     inputs: dict[int, Node] = {}
@@ -126,6 +134,8 @@ def _run(model: nn.Module, call: Call, recorder: Recorder) -> None:
         stack.enter_context(guarding(recorder.report))
         stack.enter_context(recorder)
         try:
+            if switching:
+                model.train(call.training)
             output = model(*call.args, **call.kwargs)
         except StructPruneError:
             raise

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_kept, randomise
+from helpers import assert_kept, masked_original, randomise
 from torch import Tensor, nn
 
 import structprune as sp
@@ -139,3 +139,59 @@ def test_counting_batches_makes_no_second_program() -> None:
     """A batch norm reads one buffer more in train mode."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Dropping(), Dropping(), nn.Conv2d(8, 4, 3)).double()
     assert len(sp.analyze(model, images()).space.programs) == 1
+
+
+class LowRank(nn.Linear):
+    """Hu et al., "LoRA": `eval()` adds the product to the weight, `train()` takes it out again."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(4, inputs)), nn.Parameter(torch.randn(outputs, 4))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> LowRank:
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (self.up @ self.down) * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+class Table(nn.Module):
+    """Graham et al., "LeViT": `eval()` looks up a table, `train()` deletes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bias = nn.Linear(6, 16), nn.Linear(16, 3), nn.Parameter(torch.randn(4))
+
+    def train(self, mode: bool = True) -> Table:
+        super().train(mode)
+        if mode and hasattr(self, "table"):
+            del self.table
+        else:
+            self.table = self.bias[:3].detach()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()) + (self.bias[:3] if self.training else self.table)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_models_that_do_something_when_their_mode_changes(training: bool) -> None:
+    rows = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for model in (nn.Sequential(LowRank(6, 16), nn.ReLU(), LowRank(16, 3)), Table()):
+        made(model).train(training)
+        graph = sp.analyze(model, rows)
+        assert not {"0.down", "0.up", "bias"} & set(graph.unreached)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        result = sp.prune(model, rows, ratio=0.5)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert model.training == training
+        masked = masked_original(model, result.plan)
+        for mode in (True, False, True):
+            small, other = result.model.train(mode), masked.train(mode)
+            assert torch.allclose(small(rows), other(rows), atol=1e-12)
+    assert model.bias.shape == (4,)
