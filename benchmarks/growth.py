@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .analysis_speed import SECONDS, SIDES, take_turns, theirs_result
+from .analysis_speed import SIDES, TURNS, take_turns, theirs_result
 from .harness import RESULTS, Row, add_row, isolated, load_rows, matches, parser, randomise, table, write_markdown
 
 NAME = "growth"
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     taken = parser(__doc__)
     taken.add_argument("--runs", type=int, default=3, help="measured runs of each side")
-    taken.add_argument("--timeout", type=float, default=SECONDS, help="seconds for one run of one side")
+    taken.add_argument("--timeout", type=float, default=TURNS, help="seconds for one run of one side")
     taken.add_argument("--limit", type=int, default=1000, help="the largest size")
     options = taken.parse_args(arguments)
     torch.set_num_threads(1)
