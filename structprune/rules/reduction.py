@@ -72,14 +72,20 @@ def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args:
     "softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort",
     "diff",
 )  # fmt: skip
-def scan(site: Site, input: Labels, dim: Any = -1, *args: Any, **kwargs: Any) -> Any:
+def scan(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Along one dimension everything depends on everything; the others pass through."""
-    dim = kwargs.get("dim", -1 if dim is None or isinstance(dim, bool) else dim)
+    if dim is None or isinstance(dim, bool):  # sort(x, descending)
+        dim = _implied(input) if "softm" in site.name else -1
     unread = site.node.meta["unread"]
     held = (input if unread else site.hold(input, (int(dim),), f"{site.name} runs over it")).coordinates
     if site.has_shape:
         return Labels(site.shape, held)
     return {i: Labels(shape, held) for i, shape in site.parts.items()}
+
+
+def _implied(input: Labels) -> int:
+    """The dimension that a softmax without one runs over."""
+    return 0 if input.ndim in (0, 1, 3) else 1
 
 
 @rule("topk", "kthvalue")
