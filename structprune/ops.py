@@ -122,15 +122,38 @@ def _never_overridden(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {k: (lambda *tensors: False) if k.startswith("has_torch_function") else v for k, v in namespace.items()}
 
 
+# What NumPy calls arguments, which PyTorch understands, too.
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+
+# Operations with arguments of their own by such names.
+_NAMED_SO = frozenset(
+    """quantize_per_channel fake_quantize_per_channel_affine segment_reduce trapezoid trapz cumulative_trapezoid vander
+    ldexp""".split()
+)
+
 # Operations that take something else before `input`.
-_INPUT_LATER = frozenset({"where", "polygamma", "special_polygamma", "searchsorted"})
+_INPUT_LATER = frozenset({"where", "polygamma", "searchsorted"})
+
+# The operands of the others, by what they are called.
+_OPERANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "addmm": (("input",), ("mat1",), ("mat2",)),
+    **dict.fromkeys(("addbmm", "baddbmm"), (("input",), ("batch1",), ("batch2",))),
+    "addmv": (("input",), ("mat",), ("vec",)),
+    "addr": (("input",), ("vec1",), ("vec2",)),
+    "mv": (("input",), ("vec",)),
+    "dot": (("input",), ("tensor",)),
+    "scaled_dot_product_attention": (("query",), ("key",), ("value",)),
+}
+_USUAL = (("input",), ("other", "mat2"))
 
 
 def in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with operands that were passed by keyword in their places."""
+    """Arguments by their own names, with operands that were passed by keyword in their places."""
+    if not _NUMPY.keys().isdisjoint(kwargs) and name not in _NAMED_SO:
+        kwargs = {_NUMPY.get(key, key): value for key, value in kwargs.items()}
     if name in _INPUT_LATER:
         return args, kwargs
-    for place, names in enumerate((("input",), ("other", "mat2"))):
+    for place, names in enumerate(_OPERANDS.get(name, _USUAL)):
         for key in names:
             if len(args) == place and key in kwargs:
                 args, kwargs = (*args, kwargs[key]), {k: v for k, v in kwargs.items() if k != key}

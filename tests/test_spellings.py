@@ -7,6 +7,7 @@ channels become units.
 from __future__ import annotations
 
 import pytest
+import torch
 from helpers import assert_exact, assert_exact_or_nothing
 from test_rules import Use, build, free_channels, use
 from torch import nn
@@ -25,6 +26,52 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: nn.Softmax()(h),
         lambda h, m, x: nn.LogSoftmax()(h.permute(1, 0, 2, 3).flatten(2)),
         lambda h, m, x: nn.Softmin()(h[0]),
+    ),
+    "the names that NumPy gives to arguments": use(
+        8,
+        lambda h, m, x: h.softmax(axis=3),
+        lambda h, m, x: h.topk(2, axis=2)[0],
+        lambda h, m, x: torch.unbind(h, axis=2),
+        lambda h, m, x: h.narrow(axis=2, start=1, length=2),
+        lambda h, m, x: h.var(axis=(2, 3), keepdims=True),
+        lambda h, m, x: h.sum(axis=1, keepdims=True),
+        lambda h, m, x: torch.cat([h, m.b(x)], axis=1),
+        lambda h, m, x: torch.stack([h, m.b(x)], axis=1),
+        lambda h, m, x: torch.add(x1=h, x2=m.b(x)) + torch.relu(x=h),
+    )
+    + use(4, lambda h, m, x: torch.chunk(h, 2, axis=1))
+    + use(
+        0,
+        *(
+            lambda h, m, x, name=name: getattr(torch, name)(h, axis=1)
+            for name in ("log_softmax", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "amax", "std")
+        ),
+        lambda h, m, x: h.softmax(axis=1),
+        lambda h, m, x: h.topk(2, axis=1)[0],
+        lambda h, m, x: torch.cat(h.split_with_sizes([4, 4], axis=1)[::-1], 1),
+        lambda h, m, x: torch.linalg.vector_norm(h.sigmoid(), axis=1),
+        lambda h, m, x: h.index_select(axis=1, index=torch.tensor([0, 1])),
+    ),
+    "operands by keyword": use(
+        8,
+        lambda h, m, x: torch.addmm(m.vector, mat1=h.mean((2, 3)), mat2=m.third[0]),
+        lambda h, m, x: torch.addmm(mat2=m.third[0], mat1=h.mean((2, 3)), input=m.vector),
+        lambda h, m, x: torch.baddbmm(
+            h.flatten(2), batch2=torch.ones(len(x), 16, 16, dtype=h.dtype), batch1=m.b(x).flatten(2)
+        ),
+        lambda h, m, x: torch.mv(h.mean((2, 3)), vec=m.vector),
+        lambda h, m, x: torch.dot(h[0, :, 0, 0], tensor=m.vector),
+        lambda h, m, x: torch.vdot(h[0, :, 0, 0], other=m.vector),
+        lambda h, m, x: torch.bmm(mat2=m.b(x).flatten(2), input=h.flatten(2).mT),
+        lambda h, m, x: F.scaled_dot_product_attention(
+            value=h.flatten(2).mT, key=x.flatten(2).mT, query=x.flatten(2).mT
+        ),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.addmv(x[:, 0, 0, 0], vec=m.vector, mat=h.mean((2, 3))),
+        lambda h, m, x: torch.addr(torch.ones(8, 4, dtype=h.dtype), vec2=m.third[0, 0, :4], vec1=h.mean((0, 2, 3))),
+        lambda h, m, x: torch.addbmm(m.vector, batch2=m.b(x).flatten(2).mT, batch1=h.flatten(2)),
     ),
 }
 
