@@ -73,6 +73,35 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: torch.addr(torch.ones(8, 4, dtype=h.dtype), vec2=m.third[0, 0, :4], vec1=h.mean((0, 2, 3))),
         lambda h, m, x: torch.addbmm(m.vector, batch2=m.b(x).flatten(2).mT, batch1=h.flatten(2)),
     ),
+    "reductions with more to say": use(
+        8,
+        lambda h, m, x: torch.diff(h, 1, 3),
+        lambda h, m, x: torch.diff(h, dim=3, prepend=m.b(x)),
+        lambda h, m, x: torch.diff(h, 2, 2, None, m.b(x)[:, :, :1]),
+        lambda h, m, x: h.kthvalue(2)[0],
+        lambda h, m, x: h.kthvalue(2, 2)[0].mT,
+        lambda h, m, x: h.kthvalue(2, 2, True),
+        lambda h, m, x: h.topk(2, 2, False, False),
+        lambda h, m, x: h.sort(2, True),
+        lambda h, m, x: h.median(3, True),
+        lambda h, m, x: h.mode(3, keepdim=False),
+        lambda h, m, x: h.std((2, 3), correction=0),
+        lambda h, m, x: h.std((2, 3), False, True),
+        lambda h, m, x: h.norm(2, (2, 3)),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.diff(h, 2, 1),
+        lambda h, m, x: torch.diff(h, dim=1, prepend=m.b(x)),
+        lambda h, m, x: torch.diff(h, dim=3, prepend=x[:, :1].expand(-1, 8, -1, -1).clone()),
+        lambda h, m, x: h.permute(0, 2, 3, 1).kthvalue(2)[0],
+        lambda h, m, x: h.kthvalue(2, 1)[0],
+        lambda h, m, x: h.permute(0, 2, 3, 1).sort(descending=True)[0],
+        lambda h, m, x: h.std((1, 2), correction=0),
+        lambda h, m, x: torch.quantile(h, 0.5, 1),
+        lambda h, m, x: torch.nanquantile(h, 0.5, dim=3),
+        lambda h, m, x: torch.renorm(h, 2, 1, 0.1),
+    ),
 }
 
 ALL = [(name, one) for name, uses in SPELLINGS.items() for one in uses]

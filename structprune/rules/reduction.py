@@ -70,7 +70,6 @@ def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args:
 
 @rule(
     "softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort",
-    "diff",
 )  # fmt: skip
 def scan(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Along one dimension everything depends on everything; the others pass through."""
@@ -88,8 +87,25 @@ def _implied(input: Labels) -> int:
     return 0 if input.ndim in (0, 1, 3) else 1
 
 
-@rule("topk", "kthvalue")
+@rule("diff")
+def diff(
+    site: Site, input: Labels, n: int = 1, dim: int = -1, prepend: Labels | None = None, append: Labels | None = None
+) -> Labels:
+    """Differences along one dimension, of values that may have been lengthened there; along the others they meet."""
+    dim = int(dim) % input.ndim
+    values = [site.hold(v, (dim,), "diff runs over it") for v in (input, prepend, append) if v is not None]
+    values = [Labels((*v.shape[:dim], 1, *v.shape[dim + 1 :]), v.coordinates) for v in values]
+    return Labels(site.shape, site.broadcast(values, values[0].shape).coordinates)
+
+
+@rule("topk")
 def topk(site: Site, input: Labels, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
     """The largest along one dimension."""
-    held = site.hold(input, (int(dim),), f"{site.name} chooses among it").coordinates
+    held = site.hold(input, (int(dim),), "topk chooses among it").coordinates
     return {i: Labels(shape, held) for i, shape in site.parts.items()}
+
+
+@rule("kthvalue")
+def kthvalue(site: Site, input: Labels, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+    """The k-th smallest along one dimension."""
+    return reduce(site, input, dims_of(input, dim), "kthvalue chooses among it")
