@@ -6,6 +6,7 @@ channels become units.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_exact, assert_exact_or_nothing
@@ -102,12 +103,44 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: torch.nanquantile(h, 0.5, dim=3),
         lambda h, m, x: torch.renorm(h, 2, 1, 0.1),
     ),
+    "subscripts of every kind": use(
+        8,
+        lambda h, m, x: h[:, :, np.array([0, 2])],
+        lambda h, m, x: h[:, :, np.int64(3)],
+        lambda h, m, x: h[:, :, np.array(3)],
+        lambda h, m, x: h[:, :, np.eye(4) > 0],
+        lambda h, m, x: h[:, :, torch.eye(4) > 0],
+        lambda h, m, x: h[:, :, (torch.eye(4) > 0).byte()],
+        lambda h, m, x: h[:, :, range(0, 4, 2)],
+        lambda h, m, x: h[:, :, (0, 2)],
+        lambda h, m, x: h[..., (0, 1), (2, 3)],
+        lambda h, m, x: h[:, :, [True, False, True, False]],
+        lambda h, m, x: h[torch.tensor([True, False]), :, torch.tensor([1, 2])],
+    )
+    + use(
+        0,
+        lambda h, m, x: h[:, np.array([0, 2, 4, 6])],
+        lambda h, m, x: h[:, np.array([True, False] * 4)],
+        lambda h, m, x: h[:, np.int64(3)],
+        lambda h, m, x: h[:, range(0, 8, 2)],
+        lambda h, m, x: h[:, (0, 2)],
+        lambda h, m, x: h[:, torch.Size([0, 2])],
+        lambda h, m, x: h[((0, 1), (2, 3))],
+        lambda h, m, x: h[:, [0, h.size(1) - 1]],
+        lambda h, m, x: h[:, [torch.tensor(1), torch.tensor(2)]],
+        lambda h, m, x: h[[[0, 1], [2, 3]]],
+        lambda h, m, x: h[torch.tensor(True)],
+        lambda h, m, x: [h := h.clone(), h.__setitem__((slice(None), np.array([1, 2])), 0.0)][0],
+        lambda h, m, x: [z := torch.zeros_like(x[:, :1]).repeat(1, 8, 1, 1), z.__setitem__((..., range(4)), h)][0],
+    ),
 }
 
 ALL = [(name, one) for name, uses in SPELLINGS.items() for one in uses]
 
 
-@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.filterwarnings(
+    "ignore:Implicit dimension choice", "ignore:Using a non-tuple sequence", "ignore:indexing with dtype"
+)
 @pytest.mark.parametrize(("name", "one"), ALL, ids=[name for name, _ in ALL])
 def test_exact(name: str, one: Use) -> None:
     assert free_channels(sp.analyze(build(one), one.example)) == one.units

@@ -29,40 +29,55 @@ def expand_index(index: Any, rank: int, consumed: Sequence[int]) -> list[tuple[A
     return found
 
 
-def _widths(site: Site, index: Any) -> list[int]:
-    """How many dimensions each entry uses up (masks of rank k use k)."""
-    entries = index if isinstance(index, tuple) else (index,)
-    nodes = site.node.args[1] if len(site.node.args) > 1 else None
-    raw = nodes if isinstance(nodes, tuple) else (nodes,)
-    widths = []
-    for entry, node in zip(entries, raw, strict=True):
-        if entry is None or entry is Ellipsis:
-            continue
-        masked = isinstance(entry, Labels) and node.meta["dtype"] == torch.bool  # type: ignore[union-attr]
-        widths.append(entry.ndim if masked else 1)
-    return widths
+def _written(entry: Any) -> Any:
+    """Sequences and arrays of positions as an array, NumPy's integers as plain ones; all else as it is."""
+    if isinstance(entry, np.integer):
+        return int(entry)
+    if isinstance(entry, np.ndarray) or (isinstance(entry, list | tuple | range) and not any(labels_in(entry))):
+        return np.asarray(entry)
+    return entry
+
+
+def _is_mask(entry: Any, node: Any) -> bool:
+    if isinstance(entry, Labels):
+        return node.meta["dtype"] in (torch.bool, torch.uint8)
+    return isinstance(entry, np.ndarray) and entry.dtype.kind == "b"
+
+
+def _understood(entry: Any) -> bool:
+    """Whether this is an entry of a subscript that is known, and no tensor where a number is usual."""
+    if isinstance(entry, slice):
+        return not any(labels_in(entry))
+    if isinstance(entry, np.ndarray):
+        return entry.dtype.kind in "ib"  # NumPy's bytes are masks to PyTorch
+    return entry is None or entry is Ellipsis or (isinstance(entry, Labels | int) and not isinstance(entry, bool))
 
 
 @rule("getitem")
 def getitem(site: Site, input: Labels, index: Any) -> Any:
     """x[:, 2:8], x[..., 0], x[mask], x[:, positions]"""
-    given = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(e, bool) or (isinstance(e, slice) and any(labels_in(e))) for e in given):
+    several = isinstance(index, tuple)
+    nested = isinstance(index, list) and any(not isinstance(e, int) for e in index)  # a tuple to some
+    given = [_written(e) for e in (index if several else (index,))]
+    if nested or not site.has_shape or not all(map(_understood, given)):
         return site.unknown(input, index)
-    entries = expand_index(index, input.ndim, _widths(site, index))
+    nodes: Any = site.node.args[1] if several else site.node.args[1:]
+    masks = {id(e): e.ndim for e, node in zip(given, nodes, strict=True) if _is_mask(e, node)}
+    if 0 in masks.values():
+        return site.unknown(input, index)
+    used = [masks.get(id(e), 1) for e in given if e is not None and e is not Ellipsis]
+    entries = expand_index(tuple(given), input.ndim, used)
     site.freeze("it holds positions", index)
     touched: list[int] = []
     plain = []
     for entry, dims in entries:
-        if isinstance(entry, Labels | list):
+        if isinstance(entry, Labels | np.ndarray):
             input = site.hold(input, dims, "it is indexed by a tensor of positions")
-            plain.extend(_stand_in(site, entry, len(dims)))
+            plain.extend(_stand_in(entry.ndim, id(entry) in masks))
         else:
             plain.append(entry)
             if isinstance(entry, int) or (isinstance(entry, slice) and entry != slice(None)):
                 touched.extend(dims)
-    if not site.has_shape:
-        return site.unknown(input)
     for entry, dims in entries:
         if isinstance(entry, slice) and input.along(dims[0]) is not None:
             for bound in (entry.start, entry.stop):
@@ -85,14 +100,10 @@ def follow_bound(site: Site, bound: Any, input: Labels, dim: int) -> None:
         site.checks.append(Requirement(site.node, bound, kept, before, why))
 
 
-def _stand_in(site: Site, entry: Any, width: int) -> list[torch.Tensor]:
-    """Any positions will do along dimensions that are held; a mask of rank k stands for k of them."""
-    if isinstance(entry, list):
-        return [torch.zeros(np.shape(entry), dtype=torch.int64)]
-    if width == entry.ndim and width > 1:
-        chosen = site.shape[0]  # masks come first in practice; otherwise the shapes disagree and the rule gives up
-        return [torch.zeros(chosen, dtype=torch.int64)] * width
-    return [torch.zeros(entry.shape, dtype=torch.int64)]
+def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
+    """Any positions will do along dimensions that are held, and a single one; a mask of rank k stands for k of them."""
+    shape = (1,) if mask else (1,) * rank
+    return [torch.zeros(shape, dtype=torch.int64)] * (rank if mask else 1)
 
 
 @rule("setitem", "index_put")
