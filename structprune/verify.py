@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,15 +97,14 @@ def verify(
     device = find_device(device)
     masked = zeroed(plan, model)
     original = double(model, device)
-    exact = double(masked, device), apply(plan, original) if plan.scales else double(small, device)
-    deviates = deviation(exact[1], exact[0], calls) if plan.stock else None
-    exact = over_kept(plan, exact[0]), exact[1]
+    exact = over_kept(plan, double(masked, device)), apply(plan, original) if plan.scales else double(small, device)
     with deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
         for call in calls:
             renewed = fresh(call, device, torch.float64)
             _check_runs(original, renewed, model, call)
             _check_comparable(original, exact[0], renewed)
+    deviates = deviation(exact[1], double(masked, device), calls) if plan.stock else None
     return agreement(exact, (over_kept(plan, masked), small), calls, device, kept=plan.kept, deviates=deviates)
 
 
@@ -125,24 +124,34 @@ def agreement(
     """
     dtype = next((p.dtype for p in working[0].parameters() if p.is_floating_point()), torch.float32)
     rows: list[Comparison] = []
-    failed: Call | None = None
+    skipped: dict[str, str] = {}
+    failed: tuple[Call, str] | None = None
     with deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
         for call in [fresh(c, device, torch.float64) for c in calls]:
             for one, mode, batch in variants(call):
-                row = _compare(exact, one, mode, torch.float64, device, batch) if mode in modes else None
-                if row is not None and mode == "train" and kept is not None:
+                if mode not in modes:
+                    continue
+                row = _compare(exact, one, mode, torch.float64, device, batch)
+                if isinstance(row, str):
+                    skipped[mode if mode == "train" or one is call else f"a batch of {batch}"] = row
+                    continue
+                if mode == "train" and kept is not None:
                     row = _with_statistics(row, exact, kept)
-                if row is not None:
-                    rows.append(row)
-                    failed = failed or (None if row.ok else one)
-        first = _first_difference(exact, failed) if failed else None
+                rows.append(row)
+                failed = failed or (None if row.ok else (one, mode))
+        if not rows:
+            raise VerificationError(f"cannot verify: the model does not run in float64: {'; '.join(skipped.values())}")
+        first = _first_difference(exact, *failed) if failed else None
         if dtype != torch.float64 and not failed and _runs_in(dtype, device):
             pair = [deep_copy(m).to(device=device) for m in working]
             for call in calls:
-                row = _compare(pair, fresh(call, device, dtype), "eval", dtype, device, None)
-                rows += [row] if row is not None else []
-    return _outcome(rows, first, deviates)
+                renewed = fresh(call, device, dtype)
+                row = _compare(pair, renewed, "eval", dtype, device, None)
+                if isinstance(row, Comparison):
+                    rows.append(row)
+                    first = first or (None if row.ok else _observe(pair[1], renewed, "eval")[1] or None)
+    return _outcome(rows, first, deviates, skipped)
 
 
 def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> float:
@@ -151,7 +160,10 @@ def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> 
     pair = double(model, device), double(reference, device)
     with deterministic(), torch.random.fork_rng():
         torch.manual_seed(0)
-        runs = [[run(m, call, "eval") for m in pair] for call in (fresh(c, device, torch.float64) for c in calls)]
+        try:
+            runs = [[run(m, call, "eval") for m in pair] for call in (fresh(c, device, torch.float64) for c in calls)]
+        except Exception as error:  # whatever the user's code raises
+            raise VerificationError(f"cannot verify: the model does not run in float64: {_said(error)}") from error
     return max(errors(found, expected)[1] for found, expected in runs)
 
 
@@ -168,7 +180,9 @@ def find_device(device: Any) -> torch.device:
     return found
 
 
-def _outcome(rows: Sequence[Comparison], first: str | None, deviation: float | None) -> Verification:
+def _outcome(
+    rows: Sequence[Comparison], first: str | None, deviation: float | None, skipped: Mapping[str, str]
+) -> Verification:
     exact = [r for r in rows if r.dtype == "float64"]
     ok = all(r.ok for r in rows)
     absolute = max((r.max_abs_error for r in exact), default=0.0)
@@ -178,6 +192,8 @@ def _outcome(rows: Sequence[Comparison], first: str | None, deviation: float | N
     message = f"equal to {oracle}: {relative:.1e} relative in float64 ({modes} mode)"
     if deviation is not None:
         message += f"; for its stock norms it deviates from the masked original by {deviation:.1e}"
+    for what, why in skipped.items():
+        message += f"; {'train mode' if what == 'train' else what} was not compared: the model itself raises {why}"
     if not ok:
         worst = max((r for r in rows if not r.ok), key=lambda r: r.max_rel_error)
         where = f"; first difference in {first}" if first else ""
@@ -191,18 +207,23 @@ def _runs_in(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _compare(
     pair: Sequence[nn.Module], call: Call, mode: str, dtype: torch.dtype, device: torch.device, batch: int | None
-) -> Comparison | None:
-    """None if the masked model itself does not take the call: another batch size, a batch of one in train mode."""
+) -> Comparison | str:
+    """What the masked model raises if it does not take the call: another batch size, train mode without targets."""
     try:
         expected = run(pair[0], call, mode)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError):
-        return None
+    except Exception as error:  # whatever the user's code raises
+        return _said(error)
     try:
         absolute, relative = errors(run(pair[1], call, mode), expected)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # it fails where the original runs
+    except Exception:  # it fails where the original runs
         absolute = relative = float("inf")
     name = str(dtype).removeprefix("torch.")
     return Comparison(mode, name, str(device), batch, absolute, relative, TOLERANCES[dtype])
+
+
+def _said(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _with_statistics(row: Comparison, pair: Sequence[nn.Module], kept: Kept) -> Comparison:
@@ -230,11 +251,14 @@ def _check_runs(original: nn.Module, renewed: Call, model: nn.Module, call: Call
             deep_copy(model).eval()(*call.args, **call.kwargs)
         except Exception as again:
             raise explained(again, call) from again
-        raise VerificationError(f"cannot verify: the model does not run in float64: {error}") from error
+        raise VerificationError(f"cannot verify: the model does not run in float64: {_said(error)}") from error
 
 
 def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> None:
-    expected, again = run(masked, call, "eval"), run(masked, call, "eval")
+    try:
+        expected, again = run(masked, call, "eval"), run(masked, call, "eval")
+    except Exception as error:  # whatever the user's code raises
+        raise VerificationError(f"cannot verify: the masked model does not run: {_said(error)}") from error
     if errors(again, expected)[1] > 1e-9:
         raise VerificationError("cannot verify: the masked model differs from itself when it runs twice in eval mode")
     finite = [t for t in expected if t.numel() > 1 and t.isfinite().all()]
@@ -256,9 +280,9 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
 Outputs = list[tuple[str, list[Tensor]]]
 
 
-def _first_difference(pair: Sequence[nn.Module], call: Call) -> str | None:
+def _first_difference(pair: Sequence[nn.Module], call: Call, mode: str) -> str | None:
     """The first module, in the order of execution, whose output differs in every way of aligning its channels."""
-    (expected, _), (found, failure) = (_observe(model, call) for model in pair)
+    (expected, _), (found, failure) = (_observe(model, call, mode) for model in pair)
     if failure:
         return failure
     for (path, large), (_, small) in zip(expected, found, strict=False):
@@ -267,7 +291,7 @@ def _first_difference(pair: Sequence[nn.Module], call: Call) -> str | None:
     return None
 
 
-def _observe(model: nn.Module, call: Call) -> tuple[Outputs, str]:
+def _observe(model: nn.Module, call: Call, mode: str) -> tuple[Outputs, str]:
     """What every module returned, in order, and the module that failed and how, if one did."""
     outputs: Outputs = []
     entered: list[str] = []
@@ -278,9 +302,9 @@ def _observe(model: nn.Module, call: Call) -> tuple[Outputs, str]:
             module.register_forward_hook(lambda m, a, out, path=path: outputs.append((path, [*tensors_in(out)])))
         )
     try:
-        run(model, call, "eval")
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        return outputs, f"{entered[-1] or 'the model'}, which fails: {error}"
+        run(model, call, mode)
+    except Exception as error:  # whatever the user's code raises
+        return outputs, f"{(entered and entered[-1]) or 'the model'}, which fails: {_said(error)}"
     finally:
         for handle in handles:
             handle.remove()

@@ -178,6 +178,69 @@ def test_a_model_that_does_not_run_in_float64() -> None:
     assert sp.prune(Single(), images(), verify=False).plan
 
 
+class BoomError(Exception):
+    """Of the user's own."""
+
+
+class Refuses(Net):
+    """Raises what it likes in train mode, or at another batch size."""
+
+    def __init__(self, error: type[Exception] = BoomError, *, train: bool = True) -> None:
+        super().__init__()
+        self.error, self.refuses_train = error, train
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training if self.refuses_train else len(x) > 2:
+            raise self.error("targets")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("error", [BoomError, KeyError, ZeroDivisionError, AttributeError, IndexError, AssertionError])
+def test_what_the_model_itself_refuses_is_not_compared(error: type[Exception]) -> None:
+    """Another batch size, and train mode without targets; and the verification says so."""
+    for model in (Refuses(error), Refuses(error, train=False)):
+        with untouched(model):
+            result = sp.prune(model, images())
+        assert result.report.verification is not None
+        message = result.report.verification.message
+        what = "train mode" if model.refuses_train else "a batch of 3"
+        assert f"{what} was not compared: the model itself raises {error.__name__}: " in message
+        assert "eval and train mode" not in message
+    assert [step.number for step in sp.iterate(Refuses(error), images(), ratio=0.5, steps=1)] == [1]
+    assert sp.shrink(Refuses(error), images())
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_small_model_that_fails_where_the_masked_one_runs(train: bool) -> None:
+    plan = sp.prune(Net(), images()).plan
+
+    class Fails(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training or not train:
+                raise BoomError("odd")
+            return super().forward(x)
+
+    model = exact_net(Net())
+    small: Any = sp.apply(plan, model)
+    small.fc.__class__ = Fails
+    check = sp.verify(model, plan, images(dtype=torch.float64), small=small, device="cpu")
+    assert not check.ok
+    assert check.first_difference == "fc, which fails: BoomError: odd"
+    assert ("train mode" if train else "eval mode") in check.message
+
+
+def test_shrink_of_a_model_that_does_not_run_in_float64() -> None:
+    class Single(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise BoomError("no kernel")
+            return super().forward(x)
+
+    words = ["cannot verify", "does not run in float64", "no kernel"]
+    refuses(Single(), sp.VerificationError, words, lambda m: sp.shrink(m, images()))
+    assert sp.shrink(Single(), images(), verify=False)
+
+
 PATHS: list[Any] = [3, None, b"x", ""]
 
 
