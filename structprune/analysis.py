@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrors
 from .inventory import Inventory
-from .labels import BoolArray, Couplings, IntArray, Labels, Roots, varying
+from .labels import BoolArray, Couplings, IntArray, Labels, NotANumberError, Roots, varying
 from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
@@ -126,6 +126,8 @@ class Space:
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock, self._zeros)
         try:
             out = apply_rule(site, args, kwargs)
+        except NotANumberError:
+            out = site.unknown(args, kwargs)
         except TypeError:
             known = RULES.get(op)
             if known is None or _binds(known, site, args, kwargs):

@@ -37,6 +37,14 @@ def compress(coordinate: IntArray) -> IntArray:
     return coordinate
 
 
+class NotANumberError(TypeError):
+    """A tensor stands where a rule expects a number, or several."""
+
+
+def _no_number(self: Labels, *args: Any) -> Any:
+    raise NotANumberError("a tensor's labels are no number")
+
+
 @dataclass(frozen=True)
 class Labels:
     """The labels of one value: its shape, and coordinates over disjoint sets of its dimensions.
@@ -69,6 +77,9 @@ class Labels:
         """The coordinates that vary along none of `dims`."""
         dims = [d % self.ndim for d in dims]
         return tuple(c for c in self.coordinates if all(c.shape[d] == 1 for d in dims))
+
+    __int__ = __index__ = __float__ = __len__ = __iter__ = _no_number
+    __lt__ = __le__ = __gt__ = __ge__ = __mod__ = __mul__ = __rmul__ = _no_number
 
 
 class Roots:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import structprune as sp
 
+TWO = torch.tensor(2)
 SPELLINGS: dict[str, list[Use]] = {
     "softmax without a dimension": use(8, lambda h, m, x: F.softmax(h.flatten(2)))
     + use(
@@ -132,6 +133,36 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: h[torch.tensor(True)],
         lambda h, m, x: [h := h.clone(), h.__setitem__((slice(None), np.array([1, 2])), 0.0)][0],
         lambda h, m, x: [z := torch.zeros_like(x[:, :1]).repeat(1, 8, 1, 1), z.__setitem__((..., range(4)), h)][0],
+    ),
+    "tensors where numbers are usual": use(
+        8,
+        lambda h, m, x: F.max_pool2d(h, TWO),
+        lambda h, m, x: h.flatten(TWO),
+        lambda h, m, x: torch.addmm(m.vector, h.mean((2, 3)), m.third[0], beta=TWO * 1.0),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.cat(torch.tensor_split(h, torch.tensor([1, 2]), dim=3), 3),
+        lambda h, m, x: h.narrow(3, TWO, 2),
+        lambda h, m, x: h.roll(TWO, 3),
+        lambda h, m, x: h.select(3, TWO),
+        lambda h, m, x: h.sum(TWO),
+        lambda h, m, x: h.softmax(TWO),
+        lambda h, m, x: h.topk(2, TWO)[0],
+        lambda h, m, x: h.aminmax(dim=TWO),
+        lambda h, m, x: h.view(TWO, -1),
+        lambda h, m, x: h.unflatten(1, (TWO, 4)),
+        lambda h, m, x: torch.cat(h.split(TWO, 1)[::-1], 1),
+        lambda h, m, x: torch.cat(h.chunk(TWO, 1)[::-1], 1),
+        lambda h, m, x: h.repeat(1, TWO, 1, 1),
+        lambda h, m, x: h[:, :, :1].expand(2, 8, TWO, 4),
+        lambda h, m, x: h.transpose(TWO, 1),
+        lambda h, m, x: F.pad(h, (TWO, 1)),
+        lambda h, m, x: F.group_norm(h, TWO),
+        lambda h, m, x: F.pixel_shuffle(h, TWO),
+        lambda h, m, x: F.conv2d(h, m.square[:4, :4, None, None], groups=TWO),
+        lambda h, m, x: h + torch.zeros(TWO * 4, 1, 1),
+        lambda h, m, x: h.kthvalue(TWO, TWO)[0],
     ),
 }
 

@@ -69,9 +69,9 @@ def _side(value: Labels, rank: int, keep: int) -> tuple[IntArray, ...]:
 
 
 @rule("addmm", "baddbmm")
-def addmm(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
+def addmm(site: Site, input: Labels, a: Labels, b: Labels, **factors: Any) -> Labels:
     """beta * input + alpha * (a x b)"""
-    a, b = [v for v in (*args, *kwargs.values()) if isinstance(v, Labels)]
+    site.freeze("it is a factor", factors)
     return site.broadcast([input, _product(site, a, b, a, b)], site.shape)
 
 

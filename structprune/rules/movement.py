@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels import IntArray, Labels, compress, varying
+from ..labels import IntArray, Labels, NotANumberError, compress, varying
 from ..sizes import AttributeOf, Size
 from .checks import Movement, Requirement
 from .site import Site, labels_in, rule
@@ -23,8 +23,15 @@ def run_on(site: Site, array: IntArray, shape: Sequence[int], args: Any, kwargs:
     return [t.numpy() for t in (out if isinstance(out, list | tuple) else [out])]
 
 
+def demand_numbers(*arguments: Any) -> None:
+    """Where data goes must not be told by tensors, whose values are not known."""
+    if any(True for _ in labels_in(arguments)):
+        raise NotANumberError("a tensor tells where data goes")
+
+
 def move(site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[int] = ()) -> Any:
     """Moves every coordinate; where a labelled dimension is `touched` by position or size, it will be checked."""
+    demand_numbers(args, kwargs)
     shapes = {0: site.shape} if site.has_shape else site.parts
     moved: dict[int, list[IntArray]] = {i: [] for i in shapes}
     for coordinate in input.coordinates:
@@ -89,6 +96,7 @@ def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
 @rule("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
 def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: Any) -> Any:
     """Equal parts stay equal: index j of every part goes together. Unequal parts are checked."""
+    demand_numbers(sizes, dim, kwargs)
     dim = int(dim) % input.ndim
     if sizes is None:
         sizes = (
@@ -143,6 +151,7 @@ def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     """New dimensions take the labels of the dimension their size was read from."""
     given = sizes or (kwargs.get("size", kwargs.get("shape")),)
     target: Sequence[Any] = given[0] if isinstance(given[0], list | tuple) else given
+    demand_numbers(target, kwargs)
     rank = len(site.shape)
     missing = rank - input.ndim
     coordinates = [c.reshape((1,) * missing + c.shape) for c in input.coordinates]

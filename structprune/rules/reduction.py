@@ -39,7 +39,7 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """sum(x), sum(x, dim), x.max(dim); max(x, y) is element by element."""
     dim = kwargs.get("dim", kwargs.get("axis", kwargs.get("other", dim)))
-    if isinstance(dim, Labels):
+    if isinstance(dim, Labels) and site.name in ("max", "min"):
         return site.broadcast([input, dim], site.shape)
     if isinstance(dim, bool):  # var(x, unbiased)
         dim = None

@@ -13,7 +13,7 @@ from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
 from ..sizes import AttributeOf, DimOf, Size
 from .checks import View, take
-from .movement import EMPTY, follow
+from .movement import EMPTY, demand_numbers, follow
 from .site import Site, rule
 
 Regrouping = list[tuple[list[int], list[int]]]
@@ -142,6 +142,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, j
     if 0 in input.shape:  # dimensions cannot be told apart by their sizes
         site.freeze(EMPTY, input)
         return Labels(site.shape)
+    demand_numbers(sizes)
     input = _one_of_each(site, input)
     coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
     literal = [d + offset for d in literal_dims(site, sizes)]
