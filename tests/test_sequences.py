@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_exact, assert_kept, randomise
+from helpers import assert_exact, assert_exact_or_nothing, assert_kept, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -596,3 +597,82 @@ def test_a_rotary_pair_is_a_unit() -> None:
     assert [i + 8 for i in kept[:4]] == list(kept[4:])
     assert result.report.verification is not None
     assert result.report.verification.max_rel_error < 1e-12
+
+
+class Mixed(nn.Module):
+    """Attention whose value is one of its other operands, or is passed first, before a norm that needs zeros."""
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.norm, self.out, self.attend = nn.LayerNorm(8), nn.Linear(8, 3), attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.out(self.norm(self.attend(q, k, v)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda q, k, v: F.scaled_dot_product_attention(v.sigmoid(), k, v.sigmoid()),
+        lambda q, k, v: F.scaled_dot_product_attention(key=k, value=v.sigmoid(), query=q),
+        lambda q, k, v: F.scaled_dot_product_attention(v.sigmoid(), k, v.sigmoid()) + 0 * q,
+    ],
+)
+def test_the_value_of_an_attention_decides_what_is_zero(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert_exact_or_nothing(randomise(Mixed(attend)).double(), x)
+
+
+class Between(nn.Module):
+    """A linear layer, something, a norm that needs zeros, a linear layer."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.between = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.between(self.a(x))))  # type: ignore[no-any-return]
+
+
+class _Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+def test_zeros_pass_a_prelu_and_not_a_padding_of_ones() -> None:
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for slopes in (1, 8):
+        last = nn.Sequential(nn.Linear(6, 8), _Turned(), nn.PReLU(slopes), _Turned(), nn.LayerNorm(8), nn.Linear(8, 3))
+        assert len(assert_exact(randomise(last).double(), x).plan.kept["0.weight"][0]) == 4
+    padded = randomise(Between(lambda h: torch.constant_pad_nd(h, (0, 0, 1, 0), 1.0))).double()
+    assert_exact_or_nothing(padded, x)
+
+
+class HalfNorm(nn.Module):
+    """A norm over channels written by hand, whose sums are too large for half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1024))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return self.weight[:, None, None] * (x - mean) / torch.sqrt(variance + 1e-6)
+
+
+def test_means_of_half_precision_do_not_overflow() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 1024, 1), HalfNorm(), nn.Conv2d(1024, 3, 1)).eval()
+    with torch.no_grad():
+        model[0].bias.uniform_(60, 100)  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 4, 4)
+    result = sp.prune(model, x, ratio=0.5)
+    small = result.model.half()
+    with torch.no_grad():
+        found = small(x.half())
+        expected = result.model.float()(x)
+    assert found.isfinite().all()
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

@@ -59,7 +59,7 @@ class Site:
         self.zeros = zeros  # what is known of the zeros of values so far
         self.stock = stock  # norms stay as they are, and may deviate
         self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
-        self._aliases: dict[int, Labels] = {}
+        self._aliases: dict[int, tuple[Labels, Labels]] = {}  # by id: what it is the id of, and what that stands for
         self.followed: set[int] = set()  # sizes (by id) that are known to come out right
 
     # -- facts -------------------------------------------------------------------------------------------
@@ -81,7 +81,10 @@ class Site:
     def alias(self, value: Labels, derived: Labels) -> None:
         """`derived` stands for the argument `value` from now on."""
         if derived is not value:
-            self._aliases[id(derived)] = self._aliases.get(id(value), value)
+            self._aliases[id(derived)] = derived, self._origin(value)
+
+    def _origin(self, value: Labels) -> Labels:
+        return self._aliases[id(value)][1] if id(value) in self._aliases else value
 
     def stands_for(self, derived: Labels, value: Labels) -> None:
         """`derived` is made inside this operation from zeros wherever `value` or its weights are."""
@@ -89,7 +92,7 @@ class Site:
 
     def node_of(self, value: Labels) -> Node | None:
         """The node that an argument of this operation comes from."""
-        value = self._aliases.get(id(value), value)
+        value = self._origin(value)
         return next((n for n in self.node.all_input_nodes if self.values.get(n) is value), None)
 
     def is_parameter(self, value: Labels) -> bool:

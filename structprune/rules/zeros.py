@@ -122,7 +122,10 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("addmm", "baddbmm"):
         return len(inputs) == 3 and zero(inputs[0]) and _product(inputs[1:], values, zero)
     if op == "scaled_dot_product_attention":
-        return zero(inputs[min(2, len(inputs) - 1)])
+        value = _argument(node, 2, "value")
+        return value in inputs and zero(value)
+    if op == "prelu":  # zero, whatever the slopes
+        return zero(inputs[0])
     if op in ("cat", "concat", "concatenate", "stack"):
         return all(zero(n) for n in inputs if _labelled(n, values))
     if op in ("max", "min", "maximum", "minimum", "complex"):
@@ -138,7 +141,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return all(zero(n) for n in data) and len(data) == (2 if op == "where" else 1) and not _fills(node)
     if op in _KEEP:
-        padded = op in ("pad", "constant_pad_nd") and node.kwargs.get("value", (*node.args, None, None, None)[3])
+        padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and all(zero(n) for n in inputs) and _at_zero(node)
 
@@ -146,6 +149,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
 _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
+_PADS = {"pad": 3, "constant_pad_nd": 2}  # where the number is that they pad with
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 
