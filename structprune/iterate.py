@@ -13,7 +13,9 @@ from torch import nn
 from .api import analyze
 from .constraints import check_ratio
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
+from .fitting import check_fits
 from .graph import ChannelGraph
+from .inventory import Inventory
 from .latency import Latency
 from .optimizers import follower
 from .plan import PruningPlan
@@ -98,6 +100,8 @@ def iterate(
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
     averages = _several(ema, nn.Module, "ema")
     model = unwrap(model)
+    if any(_averaged(average) is model for average in averages):
+        raise ArgumentError("ema holds the model itself, which is cut anyway; pass the copies of it that are to follow")
     _check_held(optimizers, model)
     analysis = {"norm": norm, "rigid": rigid}
     graph = analyze(model, example_inputs, **analysis)
@@ -211,7 +215,9 @@ class _Run:
         return check
 
     def _cut(self, made: PruningPlan, model: nn.Module, inplace: bool) -> nn.Module:
-        """Applies a plan to the model, its averages and the optimizer."""
+        """Applies a plan to the model, its averages and the optimizer: to all of them, or to none."""
+        for average in self.averages:
+            check_fits(made, Inventory(average))
         following = [follower(optimizer, made, model) for optimizer in self.optimizers]
         small = apply(made, model, inplace=inplace)
         for one in following:

@@ -302,3 +302,23 @@ def test_follower_leaves_state_alone_until_it_moves() -> None:
     following.move(small)
     assert optimizer.state[small.inner.weight]["exp_avg"].shape == small.inner.weight.shape
     assert model.inner.weight not in optimizer.state
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_average_that_does_not_fit_leaves_everything_as_it_was(inplace: bool) -> None:
+    model = net()
+    optimizer, good, bad = OPTIMIZERS["momentum"](model.parameters()), copy.deepcopy(model), nn.Linear(3, 3)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    with pytest.raises(sp.PlanError):
+        next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, optimizer=optimizer, ema=[good, bad], inplace=inplace))
+    for one in (model, good):
+        assert one.stem.weight.shape == (16, 3, 3, 3)
+        assert one.inner.out_channels == 24
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == held
+
+
+def test_the_model_is_no_average_of_itself() -> None:
+    model = net()
+    with pytest.raises(sp.ArgumentError, match="the model itself"):
+        next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, ema=model))
+    assert model.inner.out_channels == 24
