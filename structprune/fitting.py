@@ -41,6 +41,9 @@ def check_fits(plan: PruningPlan, parts: Inventory) -> None:
         if name not in plan.scales:
             raise PlanError(f"the plan shifts {name!r}, which it does not scale")
     _check_attributes(plan, parts.modules, parts.names)
+    grown = any(name == "bias" for name, _ in plan.swaps.values())  # biases that the model does not have yet
+    if plan.becomes and not grown and parts.fingerprint_after({**plan.kept, **plan.tensors}) != plan.becomes:
+        raise PlanError("the plan contradicts itself: what it keeps is not of the shapes that it says it makes")
 
 
 def _check_kept(plan: PruningPlan, kept: Kept, tensors: Mapping[str, Tensor]) -> None:

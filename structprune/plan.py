@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,9 @@ class PruningPlan:
             }
             for key in ("scales", "shifts")
         )
+        for name, number in (*scales.items(), *shifts.items()):
+            if not math.isfinite(number) or (number == 0 and scales.get(name) == 0):
+                raise PlanError(f"the plan scales or shifts {name} by {number}")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
         return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, prints[0], notes, prints[1])

@@ -271,3 +271,23 @@ def test_a_plan_for_a_model_that_was_called_before() -> None:
     fresh = Lazy()
     fresh(inputs)
     assert sp.apply(plan, fresh)(inputs).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["kept"]["0.bias"]["0"].update(indices=[0]),
+        lambda d: d["scales"].update({"0.weight": float("nan")}),
+        lambda d: d["scales"].update({"0.weight": 0.0}),
+        lambda d: d["scales"].update({"0.weight": float("inf")}),
+    ],
+    ids=["a bias of another size", "nan", "zero", "infinite"],
+)
+def test_a_plan_that_contradicts_itself(edit: Callable[[Any], Any]) -> None:
+    model = net()
+    fields = json.loads(sp.plan(sp.analyze(model, torch.randn(2, 3, 8, 8)), ratio=0.5).to_json())
+    edit(fields)
+    before = Snapshot.of(model)
+    with pytest.raises(sp.PlanError):
+        sp.apply(sp.PruningPlan.from_json(json.dumps(fields)), model)
+    before.assert_unchanged(model)
