@@ -53,6 +53,12 @@ class Spec:
         """Whether it names a model of a library, and no code of the user's."""
         return self.source in BUILD
 
+    @property
+    def fetches(self) -> bool:
+        """Whether it names weights or settings that lie elsewhere, in files or on a server."""
+        named = [key for key, value in self.options.items() if value not in (None, False)]
+        return ":" in self.name or any(word in key for key in named for word in ("weights", "pretrained", "checkpoint"))
+
     def build(self) -> nn.Module:
         """A new model with random weights, in eval mode.
 

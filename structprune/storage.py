@@ -181,9 +181,10 @@ def _make(saved: Saved, make_model: Any) -> Any:
 
 
 def recorded_spec(saved: Saved) -> str | None:
-    """The spec of the unpruned model; None if there is none, or if it names code: a file must not choose what runs."""
+    """The spec of the unpruned model; None if there is none, or if it names code or what is to be fetched: a file must
+    not choose what runs or is read."""
     text = saved.record.get("model")
-    return text if isinstance(text, str) and parse(text).known else None
+    return text if isinstance(text, str) and parse(text).known and not parse(text).fetches else None
 
 
 def read(path: str | os.PathLike[str]) -> Saved:

@@ -496,3 +496,18 @@ def test_a_plan_of_a_billion_indices(folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(data))
     with pytest.raises(sp.PlanError, match=r"conv\.weight"):
         sp.load(folder, Net)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchvision:resnet18?weights=DEFAULT", "torchvision:fcn_resnet50?weights_backbone=DEFAULT",
+        "timm:resnet10t?pretrained=True", "timm:resnet10t?checkpoint_path=/some/file", "timm:hf_hub:some/model",
+    ],
+)  # fmt: skip
+def test_a_file_does_not_choose_what_is_fetched(text: str, result: sp.Result, tmp_path: Path) -> None:
+    sp.save(result, tmp_path / "a.safetensors", record={"model": text})
+    with pytest.raises(sp.StructPruneError):
+        sp.load(tmp_path / "a.safetensors")
+    assert parse(text).fetches
+    assert not parse("timm:resnet10t?pretrained=False&num_classes=10").fetches
