@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,24 @@ def double(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """TF32 would hide what is looked for."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    """No gradients, nothing compiled, and no TF32, which would hide what is looked for."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.cuda.is_available():  # nothing else has it
+            for backend, name, full in _tf32():
+                stack.callback(setattr, backend, name, getattr(backend, name))
+                setattr(backend, name, full)
+        yield
+
+
+def _tf32() -> list[tuple[Any, str, Any]]:
+    """The switches of TF32, by the names that this PyTorch has for them, and how to turn it off."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # once this was set, reading the old names raises
+        return [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
+    return [(place, "allow_tf32", False) for place in (matmul, cudnn)]
 
 
 @contextmanager

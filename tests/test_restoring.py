@@ -439,3 +439,16 @@ def test_padded_sequences(first: bool) -> None:
     with torch.no_grad():
         assert torch.allclose(small(*inputs), masked(*inputs), atol=1e-12)
     assert_equal_models(small, masked, inputs)
+
+
+def test_tf32_switched_by_the_new_names() -> None:
+    """Reading the old names raises then, on machines without CUDA too."""
+    matmul: Any = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has the old names alone")
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        assert sp.prune(randomise(Own(lambda m, x: m.a(x).relu())).double(), ROWS).report.verification
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
