@@ -72,8 +72,12 @@ def operation(function: Callable[..., Any]) -> Operation:
     if name in ("__get__", "__set__"):
         name = function.__self__.__name__ + ("" if name == "__get__" else "_setter")  # type: ignore[attr-defined]
         return Operation(name)
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        function = getattr(function, function.overloads()[0])
     if isinstance(function, torch._ops.OpOverload):
         name = name.split(".")[0]
+        if function.namespace != "aten" and hasattr(torch.ops.aten, name):  # another operator of the same name
+            return Operation(f"{function.namespace}::{name}")
     inplace = False
     if name.startswith("__") and name.endswith("__") and name not in _CONVERSIONS:
         name = name[2:-2]

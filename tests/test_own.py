@@ -178,3 +178,31 @@ def test_a_wrong_rule_is_caught() -> None:
     model = randomise(Custom().double()).requires_grad_(False)
     with pytest.raises(sp.VerificationError):
         sp.prune(model, IMAGES)
+
+
+@torch.library.custom_op("structprune_tests::relu", mutates_args=())
+def swish_and_multiply(x: Tensor, scale: float) -> Tensor:
+    """Called like an operator of PyTorch, and something else: channels are mixed."""
+    return x.roll(1, 1) * scale
+
+
+@torch.library.custom_op("structprune_tests::rms_norm", mutates_args=())
+def own_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + epsilon) * weight[:, None, None]
+
+
+@pytest.mark.parametrize("spelling", ["function", "packet", "overload"])
+def test_operators_that_are_called_like_those_of_pytorch(spelling: str) -> None:
+    ops = torch.ops.structprune_tests
+    relu, norm = {
+        "function": (swish_and_multiply, own_norm),
+        "packet": (ops.relu, ops.rms_norm),
+        "overload": (ops.relu.default, ops.rms_norm.default),
+    }[spelling]
+
+    class Model(Custom):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(norm(relu(self.a(x), 2.0), self.scale, 1e-6))  # type: ignore[no-any-return]
+
+    model = randomise(Model().double()).requires_grad_(False)
+    assert_kept(model, IMAGES, "a.weight[0]", "structprune_tests::relu has no rule")
