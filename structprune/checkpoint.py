@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,9 +116,11 @@ def masked(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file makes it raise anything, of its reader and of what is read
         raise FileFormatError(
-            f"{path} holds more than weights, or none: torch.load(weights_only=True) refuses it; "
+            f"{path} holds more than weights, or none, or is damaged: torch.load(weights_only=True) refuses it; "
             "save model.state_dict()"
         ) from error
 
