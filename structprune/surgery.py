@@ -19,6 +19,7 @@ from .swaps import swap
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_GETSTATE = getattr(nn.Module, "__getstate__", None)  # every object has one since Python 3.11
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
 
@@ -139,11 +140,17 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Sl
     return out
 
 
+def _copies_itself(kind: Any) -> bool:
+    """Whether a class of modules has a way of its own to be copied."""
+    states = kind.__setstate__ is not nn.Module.__setstate__ or getattr(kind, "__getstate__", None) is not _GETSTATE
+    return states or hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__
+
+
 def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str]) -> nn.Module:
     """A deep copy of a module in which the tensors of `memo` are already replaced."""
     if id(module) in memo:
         return memo[id(module)]
-    if hasattr(type(module), "__deepcopy__") or type(module).__reduce_ex__ is not object.__reduce_ex__:
+    if _copies_itself(type(module)):
         return deep_value(module, memo, paths.get(id(module), ""))
     new = type(module).__new__(type(module))
     memo[id(module)] = new

@@ -479,3 +479,41 @@ def test_running_statistics_are_verified() -> None:
     check = sp.verify(model, plan, images, small=small)
     assert not check.ok
     assert [row.mode for row in check.comparisons if not row.ok] == ["train"]
+
+
+class Relocked(nn.Module):
+    """Holds a lock, which its copies make anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.lock = nn.Linear(4, 8), nn.Linear(8, 3), threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.b(self.a(x).relu())  # type: ignore[no-any-return]
+
+
+def test_modules_that_know_how_to_be_copied() -> None:
+    model = nn.Sequential(Relocked(), nn.Linear(3, 2))
+    small: Any = sp.prune(model, torch.randn(2, 4), ratio=0.5).model
+    assert small[0].a.out_features == 4
+    assert small[0].lock is not model[0].lock  # type: ignore[union-attr]
+
+
+class Uncopied:
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise KeyError("not this one")
+
+
+def test_what_raises_when_it_is_copied_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    model.held = Uncopied()  # type: ignore[assignment]
+    with pytest.raises(sp.UnsupportedModelError, match="held"):
+        sp.prune(model, torch.randn(2, 4), ratio=0.5)
