@@ -676,3 +676,24 @@ def test_means_of_half_precision_do_not_overflow() -> None:
         expected = result.model.float()(x)
     assert found.isfinite().all()
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+class Crossed(nn.Module):
+    """Two operands that lose channels along different dimensions: where one is zero, the other is not."""
+
+    def __init__(self, cross: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.out, self.cross = nn.Linear(6, 8), nn.Linear(6, 10), nn.Linear(10, 4), cross
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.cross(self.a(x)[:, :, None], self.b(x)[:, None]).sum(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "cross",
+    [torch.add, torch.maximum, lambda a, b: torch.where(a > b, a, b), lambda a, b: torch.complex(a, b).real + b],
+    ids=["add", "maximum", "where", "complex"],
+)
+def test_zeros_of_one_operand_are_not_those_of_the_other(cross: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert_exact_or_nothing(randomise(Crossed(cross)).double(), x)

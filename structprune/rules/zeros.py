@@ -120,7 +120,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("matmul", "bmm", "mm"):
         return _product(inputs, values, zero)
     if op in ("addmm", "baddbmm"):
-        return len(inputs) == 3 and zero(inputs[0]) and _product(inputs[1:], values, zero)
+        covers = _covers(inputs[0], [*inputs[:1], node], values)
+        return len(inputs) == 3 and zero(inputs[0]) and covers and _product(inputs[1:], values, zero)
     if op == "scaled_dot_product_attention":
         value = _argument(node, 2, "value")
         return value in inputs and zero(value)
@@ -129,7 +130,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("cat", "concat", "concatenate", "stack"):
         return all(zero(n) for n in inputs if _labelled(n, values))
     if op in ("max", "min", "maximum", "minimum", "complex"):
-        return all(zero(n) for n in inputs)
+        return _all_zero(inputs, values, zero)
     if op in ("div", "true_divide", "divide") and len(inputs) == 2:
         divisor = inputs[1]
         while divisor.meta["op"] in ("expand", "expand_as", "broadcast_to"):
@@ -139,11 +140,17 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
-        return all(zero(n) for n in data) and len(data) == (2 if op == "where" else 1) and not _fills(node)
+        return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
     if op in _KEEP:
         padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
-    return is_pointwise(op) and all(zero(n) for n in inputs) and _at_zero(node)
+    return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
+
+
+def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
+    """Whether all operands are zero where any of them loses something: they are labelled along the same dimensions."""
+    same = all(_covers(n, inputs, values) for n in inputs if _labelled(n, values))
+    return same and all(zero(n) for n in inputs)
 
 
 _RECURRENT = frozenset(
@@ -265,5 +272,6 @@ def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]
     """`args` are constants in a tuple of one, and None where there was a tensor."""
     if any(isinstance(v, Node) for _, v in kwargs):
         return False
-    out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
+    with torch.random.fork_rng(devices=[]):
+        out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
     return isinstance(out, torch.Tensor) and not out.any()
