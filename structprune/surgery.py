@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .collector import paused
 from .copying import deep_value
+from .errors import UnsupportedModelError
 from .fitting import check_fits
 from .inventory import Inventory, modules_of
 from .plan import PruningPlan
@@ -30,7 +31,8 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     Weights are sliced once, never copied whole. Parameters keep their dtype, device, memory format,
     `requires_grad` and gradient; tied ones stay tied; hooks are kept.
 
-    Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied.
+    Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied or does
+    not let itself be changed.
     """
     parts = Inventory(model)
     check_fits(plan, parts)
@@ -42,19 +44,31 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
         sliced = {id(t): slice_tensor(t, cut.get(name, {}), slicer) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
             sliced[id(tensors[name])].mul_(scale).add_(plan.shifts.get(name, 0.0))
+    memo: dict[int, Any] = dict(sliced)
+    small = model if inplace else copy_module(model, memo, parts.paths)
+    modules = modules_of(small)
+    _set_attributes(plan, modules)  # what a module may refuse comes first
     if inplace:
         replace_tensors(model, sliced)
-        small = model
-    else:
-        memo: dict[int, Any] = dict(sliced)
-        small = copy_module(model, memo, parts.paths)
-    modules = modules_of(small)
-    for path, values in plan.attributes.items():
-        for name, value in values.items():
-            setattr(modules[path], name, list(value) if type(vars(modules[path]).get(name)) is list else value)
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small
+
+
+def _set_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
+    """Sets the numbers that modules keep, or none of them: raises UnsupportedModelError if a module refuses one."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for path, values in plan.attributes.items():
+        state = vars(modules[path])
+        before.append((state, state.copy()))
+        for name, value in values.items():
+            try:
+                setattr(modules[path], name, list(value) if type(state.get(name)) is list else value)
+            except Exception as error:  # whatever the user's code raises
+                for changed, content in before:
+                    changed.clear()
+                    changed.update(content)
+                raise UnsupportedModelError(f"{path}.{name} cannot be set to {value!r}: {error}") from error
 
 
 class Slicer:

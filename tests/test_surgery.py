@@ -517,3 +517,21 @@ def test_what_raises_when_it_is_copied_is_named() -> None:
     model.held = Uncopied()  # type: ignore[assignment]
     with pytest.raises(sp.UnsupportedModelError, match="held"):
         sp.prune(model, torch.randn(2, 4), ratio=0.5)
+
+
+class ReadOnly(nn.Linear):
+    """Does not let its width be changed."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "out_features" and name in vars(self):
+            raise AttributeError("read-only")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_module_that_does_not_let_itself_be_changed(inplace: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), ReadOnly(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    before = Snapshot.of(model)
+    with pytest.raises(sp.UnsupportedModelError, match=r"2\.out_features cannot be set to 4: read-only"):
+        sp.prune(model, torch.randn(2, 4), ratio=0.5, inplace=inplace, verify=False)
+    before.assert_unchanged(model)
