@@ -98,16 +98,16 @@ def iterate(
     if ratio is not None:
         check_ratio(ratio)
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
-    averages = _several(ema, nn.Module, "ema")
+    averages = [_averaged(average) for average in _several(ema, nn.Module, "ema")]
     model = unwrap(model)
-    if any(_averaged(average) is model for average in averages):
+    if any(average is model for average in averages):
         raise ArgumentError("ema holds the model itself, which is cut anyway; pass the copies of it that are to follow")
     _check_held(optimizers, model)
     analysis = {"norm": norm, "rigid": rigid}
     graph = analyze(model, example_inputs, **analysis)
     goals = _goals(graph, target, ratio, schedule, steps)
     latency = None if target is None else split_target(graph, target)[1]
-    run = _Run(model, example_inputs, optimizers, [_averaged(a) for a in averages], verify, analysis, settings, latency)
+    run = _Run(model, example_inputs, optimizers, averages, verify, analysis, settings, latency)
     return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
 
 
@@ -215,7 +215,7 @@ class _Run:
         return check
 
     def _cut(self, made: PruningPlan, model: nn.Module, inplace: bool) -> nn.Module:
-        """Applies a plan to the model, its averages and the optimizer: to all of them, or to none."""
+        """Applies a plan to the model, its averages and the optimizer. Averages that do not fit are found first."""
         for average in self.averages:
             check_fits(made, Inventory(average))
         following = [follower(optimizer, made, model) for optimizer in self.optimizers]
@@ -234,4 +234,5 @@ class _Run:
             raise ArgumentError(f"{folder} holds the run of another model; choose another folder")
         if saved.goals != goals:
             raise ArgumentError(f"{folder} holds a run with other steps, targets or schedule; choose another folder")
+        saved.check_count(self.optimizers)
         return saved

@@ -30,6 +30,13 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     optimizers: list[Any]  # their state_dicts, packed
 
+    def check_count(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Raises FileFormatError unless there are as many as were saved: asked before anything is cut."""
+        if len(optimizers) != len(self.optimizers):
+            raise FileFormatError(
+                f"the checkpoint holds {len(self.optimizers)} optimizers; {len(optimizers)} were given"
+            )
+
     def fill(self, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Loads the weights into models of the right shapes (the model, its averages), and the optimizers' state."""
         for i, model in enumerate(models):
@@ -39,10 +46,6 @@ class Checkpoint:
                 model.load_state_dict(state)
             except RuntimeError as error:
                 raise FileFormatError(f"the checkpoint does not fit the model: {error}") from error
-        if len(optimizers) != len(self.optimizers):
-            raise FileFormatError(
-                f"the checkpoint holds {len(self.optimizers)} optimizers; {len(optimizers)} were given"
-            )
         for optimizer, packed in zip(optimizers, self.optimizers, strict=True):
             try:
                 optimizer.load_state_dict(unpack(packed, self.tensors))

@@ -322,3 +322,20 @@ def test_the_model_is_no_average_of_itself() -> None:
     with pytest.raises(sp.ArgumentError, match="the model itself"):
         next(sp.iterate(model, IMAGES, ratio=0.5, steps=1, ema=model))
     assert model.inner.out_channels == 24
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_run_taken_up_with_other_optimizers_cuts_nothing(count: int, tmp_path: Path) -> None:
+    first = net()
+    steps = sp.iterate(
+        first, IMAGES, ratio=0.5, steps=2, optimizer=OPTIMIZERS["momentum"](first.parameters()), folder=tmp_path
+    )
+    next(steps)
+    next(steps)
+    model = net()
+    optimizers = [OPTIMIZERS["momentum"](model.parameters()) for _ in range(count)]
+    held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"]]
+    with pytest.raises(sp.FileFormatError, match=f"1 optimizers; {count} were given"):
+        next(sp.iterate(model, IMAGES, ratio=0.5, steps=2, optimizer=optimizers, folder=tmp_path, inplace=True))
+    assert model.inner.out_channels == 24
+    assert [id(p) for one in optimizers for group in one.param_groups for p in group["params"]] == held
