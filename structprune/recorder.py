@@ -109,6 +109,8 @@ class Recorder(TorchFunctionMode):
         known = operation(function)
         if known.asks:
             return _hook(known.name) if known.name in _HOOKING else function(*args, **kwargs)
+        if known.name == "data_setter" and is_set_to(*args):  # `x.data *= y`, which was written in place already
+            return function(*args)
         if known.sizes and isinstance(args[0], Tensor):
             return self.sizes(known.name, function, args, kwargs)
         if known.python and not self.leaves(known.name) and function not in self.opened:
@@ -139,19 +141,16 @@ class Recorder(TorchFunctionMode):
             self.inside = False
         if known.name in _INDEXING:
             self.keep_positions(args, kwargs)
-        if known.name == "data_setter" and lifted[0].meta["shape"] == lifted[1].meta["shape"]:
-            function, known = Tensor.copy_, operation(Tensor.copy_)
         writes = known.inplace or known.name in ("batch_norm", "instance_norm")  # running statistics
         told = not isinstance(out, Tensor) and not any(True for _ in tensors_in(out))
-        silent = known.inplace and out is None  # item assignment
-        reads = told and not silent  # Python gets to see values
+        reads = told and known.name != "setitem"  # Python gets to see values
         node = self.add(
             function, known.name, lifted, lifted_kwargs, inputs,
             inplace=known.inplace, writes=writes, reads=reads, sizes=sizes, blank=blank,
         )  # fmt: skip
         if reads and not self.computing:
             raise ValuesNeeded
-        self.bind(node, args[0] if silent else out)
+        self.bind(node, args[0] if known.name == "setitem" else out)
         return out
 
     def record_into(
@@ -340,8 +339,13 @@ class Recorder(TorchFunctionMode):
 
     # -- where in the model we are ----------------------------------------------------------------------
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is another thread that runs something."""
+        return threading.get_ident() != self.thread
+
     def enter(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self.thread:
+        if self.elsewhere:
             return
         self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
         if id(module) in self.watched:
@@ -350,7 +354,7 @@ class Recorder(TorchFunctionMode):
             self.depth += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != self.thread:
+        if self.elsewhere:
             return
         failed = sys.exc_info()[1]
         if failed is not None and self.failed is None:
@@ -362,7 +366,7 @@ class Recorder(TorchFunctionMode):
 
     def opaque(self, called: Any, inputs: Any, output: Any) -> None:
         """A call whose inside cannot be seen."""
-        if threading.get_ident() != self.thread:
+        if self.elsewhere:
             return
         if not self.computing:
             raise ValuesNeeded
@@ -370,6 +374,16 @@ class Recorder(TorchFunctionMode):
         given = tuple(map(self.node, tensors_in(inputs)))
         node = self.add(opaque, name, given, {}, inplace=True, writes=True, reads=False)
         self.bind(node, tuple(t for t in tensors_in(output)))
+
+
+def is_set_to(tensor: Tensor, value: Tensor) -> bool:
+    """Whether two tensors are the same memory, seen in the same way."""
+    solid = tensor.layout == value.layout == torch.strided and not tensor.is_meta and tensor.dtype == value.dtype
+    return (
+        solid
+        and tensor.data_ptr() == value.data_ptr()
+        and (tensor.shape, tensor.stride()) == (value.shape, value.stride())
+    )
 
 
 def _hook(name: str) -> RemovableHandle | None:

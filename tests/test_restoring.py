@@ -414,6 +414,17 @@ def test_a_weight_that_is_masked_in_every_call() -> None:
     assert torch.allclose(small(ROWS), masked(ROWS), atol=1e-12)
 
 
+def another_memory(model: Any, x: Tensor) -> Tensor:
+    model.a.weight.data = (fresh := model.a.weight.data * model.mask)
+    fresh.add_(1.0)
+    return model.a(x).relu()  # type: ignore[no-any-return]
+
+
+def test_a_weight_that_becomes_other_memory_is_kept() -> None:
+    """What is written there later is written into the weight."""
+    assert_kept(randomise(Own(another_memory)).double().eval(), ROWS, "a.weight[0]", "reads its values")
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor is True")
 @pytest.mark.parametrize("first", [False, True])
 def test_padded_sequences(first: bool) -> None:
