@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .nn import widened
 from .source import CannotRewriteError, Rewriter, methods_of, recompiled
 
 COUNTED = "counted"
@@ -35,11 +36,9 @@ class _Statistics:
         gone = self.counted_channels - input.shape[dim]
         if isinstance(ghost, Tensor) and not keepdim:
             ghost = ghost.squeeze(dim)
-        half = input.dtype in (torch.float16, torch.bfloat16)  # whose sums would be too large for it
-        total = input.sum(dim, keepdim=keepdim, dtype=torch.float32 if half else None)
-        if isinstance(ghost, Tensor):
-            ghost = ghost.to(total.dtype)
-        return ((total + gone * ghost) / self.counted_channels).to(input.dtype)
+        ghost = widened(ghost) if isinstance(ghost, Tensor) else ghost
+        total = widened(input).sum(dim, keepdim=keepdim) + gone * ghost
+        return (total / self.counted_channels).to(input.dtype)
 
     def counted_var_mean(
         self, input: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None

@@ -12,7 +12,7 @@ from .inventory import Inventory
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
 from .rewriting import NUMBERS, REWRITE, held, rewritten
-from .swaps import known_swaps, takes
+from .swaps import BIAS, known_swaps, takes
 
 
 def check_fits(plan: PruningPlan, parts: Inventory) -> None:
@@ -41,7 +41,7 @@ def check_fits(plan: PruningPlan, parts: Inventory) -> None:
         if name not in plan.scales:
             raise PlanError(f"the plan shifts {name!r}, which it does not scale")
     _check_attributes(plan, parts.modules, parts.names)
-    grown = any(name == "bias" for name, _ in plan.swaps.values())  # biases that the model does not have yet
+    grown = any(name == BIAS for name, _ in plan.swaps.values())  # biases that the model does not have yet
     if plan.becomes and not grown and parts.fingerprint_after({**plan.kept, **plan.tensors}) != plan.becomes:
         raise PlanError("the plan contradicts itself: what it keeps is not of the shapes that it says it makes")
 
@@ -66,7 +66,7 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
         if path not in modules:
             raise PlanError(f"the plan is for another model: this one has no module {path!r}")
     for path, (name, number) in plan.swaps.items():
-        if name == "bias":
+        if name == BIAS:
             _check_bias(plan, path, modules[path], number)
         elif name not in known_swaps():
             raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")

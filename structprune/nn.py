@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 
-def _wide(input: Tensor) -> Tensor:
+def widened(input: Tensor) -> Tensor:
     """Statistics of half precision are taken in float32, as PyTorch does."""
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
@@ -48,7 +48,7 @@ def layer_norm(
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    out = _standardise(_wide(input), [-1], count, count - width, eps).to(input.dtype)
+    out = _standardise(widened(input), [-1], count, count - width, eps).to(input.dtype)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -62,7 +62,7 @@ def rms_norm(
     count, width = normalized_shape[0], input.shape[-1]
     if len(normalized_shape) > 1 or count == width:
         return F.rms_norm(input, normalized_shape, weight, eps)
-    wide = _wide(input)
+    wide = widened(input)
     eps = torch.finfo(wide.dtype).eps if eps is None else eps
     out = (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / count + eps)).to(input.dtype)
     return out if weight is None else out * weight
@@ -83,7 +83,7 @@ def group_norm(
     width = input.shape[1]
     if width == channels:
         return F.group_norm(input, num_groups, weight, bias, eps)
-    grouped = _wide(input).reshape(input.shape[0], num_groups, -1)
+    grouped = widened(input).reshape(input.shape[0], num_groups, -1)
     each = grouped.shape[-1]
     count = each // (width // num_groups) * (channels // num_groups)
     out = _standardise(grouped, [-1], count, count - each, eps).reshape(input.shape).to(input.dtype)
@@ -107,7 +107,7 @@ def batch_norm(
     """`F.batch_norm` of standardised weights [1, O, N]: statistics over `channels` entries, of which N are left."""
     if running_mean is not None or not training or input.ndim != 3 or input.shape[2] == channels:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    out = _standardise(_wide(input), [0, 2], channels, channels - input.shape[2], eps).to(input.dtype)
+    out = _standardise(widened(input), [0, 2], channels, channels - input.shape[2], eps).to(input.dtype)
     out = out if weight is None else out * weight[:, None]
     return out if bias is None else out + bias[:, None]
 

@@ -136,7 +136,7 @@ _NAMED_SO = frozenset(
 )
 
 # Operations that take something else before `input`.
-_INPUT_LATER = frozenset({"where", "polygamma", "searchsorted"})
+_INPUT_LATER = frozenset({"where", "polygamma", "special_polygamma", "searchsorted"})
 
 # The operands of the others, by what they are called.
 _OPERANDS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -159,8 +159,10 @@ class PruningPlan:
             for key in ("scales", "shifts")
         )
         for name, number in (*scales.items(), *shifts.items()):
-            if not math.isfinite(number) or (number == 0 and scales.get(name) == 0):
+            if not math.isfinite(number):
                 raise PlanError(f"the plan scales or shifts {name} by {number}")
+        if 0 in scales.values():
+            raise PlanError("the plan scales by 0, which loses what it keeps")
         notes = tuple(_typed(note, str, "$.notes") for note in _typed(fields["notes"], list, "$.notes"))
         prints = [_typed(fields.get(key, ""), str, f"$.{key}") for key in ("fingerprint", "becomes")]
         return PruningPlan(kept, tensors, attributes, swaps, scales, shifts, stock, sizes, prints[0], notes, prints[1])

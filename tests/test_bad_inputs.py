@@ -166,20 +166,29 @@ def test_a_small_model_that_verify_cannot_take() -> None:
         refuses(Net(), error, "", lambda m, small=small: sp.verify(m, plan, images(), small=small))  # type: ignore[misc]
 
 
-def test_a_model_that_does_not_run_in_float64() -> None:
-    class Single(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.dtype == torch.float64:
-                raise NotImplementedError("no kernel")
-            return super().forward(x)
-
-    words = ["cannot verify", "does not run in float64", "no kernel"]
-    refuses(Single(), sp.VerificationError, words, lambda m: sp.prune(m, images()))
-    assert sp.prune(Single(), images(), verify=False).plan
-
-
 class BoomError(Exception):
     """Of the user's own."""
+
+
+class Single(Net):
+    """Does not run in float64."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise self.error("no kernel")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, BoomError])
+@pytest.mark.parametrize("verb", [sp.prune, sp.shrink])
+def test_a_model_that_does_not_run_in_float64(verb: Callable[..., Any], error: type[Exception]) -> None:
+    words = ["cannot verify", "does not run in float64", "no kernel"]
+    refuses(Single(error), sp.VerificationError, words, lambda m: verb(m, images()))
+    assert verb(Single(error), images(), verify=False)
 
 
 class Refuses(Net):
@@ -227,18 +236,6 @@ def test_a_small_model_that_fails_where_the_masked_one_runs(train: bool) -> None
     assert not check.ok
     assert check.first_difference == "fc, which fails: BoomError: odd"
     assert ("train mode" if train else "eval mode") in check.message
-
-
-def test_shrink_of_a_model_that_does_not_run_in_float64() -> None:
-    class Single(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.dtype == torch.float64:
-                raise BoomError("no kernel")
-            return super().forward(x)
-
-    words = ["cannot verify", "does not run in float64", "no kernel"]
-    refuses(Single(), sp.VerificationError, words, lambda m: sp.shrink(m, images()))
-    assert sp.shrink(Single(), images(), verify=False)
 
 
 PATHS: list[Any] = [3, None, b"x", ""]
