@@ -120,8 +120,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("matmul", "bmm", "mm"):
         return _product(inputs, values, zero)
     if op in ("addmm", "baddbmm"):
-        covers = _covers(inputs[0], [*inputs[:1], node], values)
-        return len(inputs) == 3 and zero(inputs[0]) and covers and _product(inputs[1:], values, zero)
+        three = len(inputs) == 3 and not _spread(inputs[0], [node], values)
+        return three and zero(inputs[0]) and _product(inputs[1:], values, zero)
     if op == "scaled_dot_product_attention":
         value = _argument(node, 2, "value")
         return value in inputs and zero(value)
@@ -148,9 +148,24 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
 
 
 def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
-    """Whether all operands are zero where any of them loses something: they are labelled along the same dimensions."""
-    same = all(_covers(n, inputs, values) for n in inputs if _labelled(n, values))
-    return same and all(zero(n) for n in inputs)
+    """Whether all operands are zero where any of them loses something."""
+    spread = any(_spread(n, inputs, values) for n in inputs if _labelled(n, values))
+    return not spread and all(zero(n) for n in inputs)
+
+
+def _spread(node: Node, others: list[Node], values: Values) -> bool:
+    """Whether one value of this operand goes with what others lose: they are labelled where it has the size 1.
+
+    Where it is larger and not labelled, they can lose nothing.
+    """
+    shape = node.meta["shape"]
+    return any(
+        d < -len(shape) or shape[d] == 1
+        for other in others
+        if isinstance(labels := values.get(other), Labels)
+        for c in labels.coordinates
+        for d in (d - labels.ndim for d in varying(c))
+    )
 
 
 _RECURRENT = frozenset(
