@@ -23,6 +23,7 @@ from .program import Program
 from .rewriting import held
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, Requirement, View
+from .rules.folds import held_folds
 from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
@@ -101,6 +102,7 @@ class Space:
                             self.partial[id(coordinate)] = coordinate
                         if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
+        self.norms = held_folds(self.norms, self.programs, self.modules, self.couplings)
         for check in self.checks:
             if isinstance(check, Requirement):
                 self._required.setdefault(check.size.origin, []).append(check)

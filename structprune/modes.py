@@ -49,7 +49,8 @@ def _different(programs: list[Program]) -> list[Program]:
     found: dict[Any, Program] = {}
     for program, names in zip(programs, read, strict=True):
         alike = read.count(names) > 1  # programs that read other parameters do other things
-        found.setdefault((names, program.outline() if alike else None), program)
+        kept = found.setdefault((names, program.outline() if alike else None), program)
+        kept.seen |= program.seen
     return list(found.values())
 
 

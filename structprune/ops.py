@@ -18,20 +18,30 @@ import torch
 QUERIES = frozenset(
     """dim ndim dtype device layout is_floating_point is_complex is_contiguous requires_grad is_cuda is_cpu is_xpu
     is_mps is_leaf is_sparse is_sparse_csr is_quantized is_meta is_mkldnn is_nested is_inference is_signed is_conj
-    is_neg is_pinned is_shared grad_fn grad names has_names element_size itemsize nbytes get_device data_ptr
-    storage_offset stride _version output_nr type_str hash untyped_storage storage retains_grad is_tensor is_storage
-    result_type can_cast promote_types get_default_dtype is_grad_enabled is_autocast_enabled set_grad_enabled
-    is_same_size register_hook retain_grad repr format is_vulkan is_ipu is_mtia is_maia layout is_distributed
-    get_autocast_dtype is_autocast_cpu_enabled get_autocast_gpu_dtype get_autocast_cpu_dtype iinfo finfo
-    _has_compatible_shallow_copy_type is_coalesced dense_dim sparse_dim""".split()
+    is_neg is_pinned is_shared grad_fn grad names has_names element_size itemsize get_device data_ptr _version
+    output_nr type_str hash retains_grad is_tensor is_storage result_type can_cast promote_types get_default_dtype
+    is_grad_enabled is_autocast_enabled set_grad_enabled is_same_size register_hook retain_grad repr format is_vulkan
+    is_ipu is_mtia is_maia layout is_distributed get_autocast_dtype is_autocast_cpu_enabled get_autocast_gpu_dtype
+    get_autocast_cpu_dtype iinfo finfo _has_compatible_shallow_copy_type is_coalesced dense_dim sparse_dim""".split()
 )
 
-# Queries whose answer is made of sizes.
-SIZES = frozenset({"shape", "size", "numel", "nelement", "len"})
+# Queries whose answer is made of sizes, or shows them.
+SIZES = frozenset("shape size numel nelement len nbytes stride storage_offset untyped_storage storage".split())
+
+# What may share memory with its first operand, so that writing into one is writing into the other.
+VIEWS = frozenset(
+    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split
+    unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes expand
+    broadcast_to broadcast_tensors expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten
+    getitem item contiguous detach to as_tensor asarray float double half bfloat16 type type_as data cpu cuda diagonal
+    real imag view_as_real view_as_complex conj resolve_conj resolve_neg positive dropout dropout1d dropout2d dropout3d
+    alpha_dropout feature_dropout feature_alpha_dropout""".split()
+)
 
 # Values handed to Python; `Tensor.float()` and the like keep their plain names.
 _CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__contains__"})
 _BY_OBJECT = {torch.nn.functional.unfold: "im2col", torch.nn.functional.fold: "col2im"}  # unlike Tensor.unfold
+_SPECIAL = {"expit": "sigmoid", "psi": "digamma", "gammaln": "lgamma", "gammainc": "igamma", "gammaincc": "igammac"}
 _REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
 _SPELLED = {
     "truediv": "div",
@@ -87,6 +97,10 @@ def operation(function: Callable[..., Any]) -> Operation:
         inplace |= name == "setitem"
     elif name.endswith("_") and not name.endswith("__"):
         name, inplace = name[:-1], True
+    if name.startswith("special_"):
+        plain = name.removeprefix("special_")
+        plain = _SPECIAL.get(plain, plain)
+        name = plain if hasattr(torch.ops.aten, plain) else name
     python = inspect.isfunction(function) and (function.__module__ or "").partition(".")[0] == "torch"
     return Operation(name, inplace, python)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .nodes import Graph, Node
-from .sizes import Computed, DimOf, Guard, Size
+from .sizes import AttributeOf, Computed, Constant, DimOf, Guard, Size
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Program:
     guards: list[Guard] = field(default_factory=list)
     training: bool = False
     visits: list[Visit] = field(default_factory=list)  # of the outermost modules that were watched
+    seen: set[AttributeOf] = field(default_factory=set)  # floats that something other than an operation took
 
     def mark_unread(self) -> None:
         """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
@@ -77,6 +78,8 @@ def _outlined(value: Any, number: Mapping[Node, int], exactly: bool = True) -> A
         return value
     if kind is bool or kind is float:
         return value if exactly else None
+    if kind is Constant:
+        return ("constant", value.origin) if exactly else None
     if kind is Node:
         return "value", number.get(value, -1)
     if kind is tuple or kind is list:

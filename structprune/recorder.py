@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from .answers import answer
 from .blanks import stand_in, together
 from .counting import STATISTICS
 from .frames import caller, source_line
@@ -27,7 +28,7 @@ from .inventory import Inventory
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
-from .sizes import DimOf, Guard, Size
+from .sizes import Guard, Size
 from .unseen import UNSEEN, foreign, opaque
 
 _TAG = "_structprune_node"
@@ -51,6 +52,9 @@ _RENORMING = frozenset({"embedding", "embedding_bag"})
 
 # Requests for gradients, of which a trace has none.
 _HOOKING = frozenset({"register_hook", "retain_grad"})
+
+# Questions about how a tensor lies in memory.
+_LAYOUT = frozenset({"stride", "storage_offset", "untyped_storage", "storage"})
 
 Tags = list[weakref.ref[Tensor]]
 
@@ -107,7 +111,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         known = operation(function)
-        if known.asks:
+        if known.asks or (known.name == "type" and len(args) == 1 and not kwargs):
             return _hook(known.name) if known.name in _HOOKING else function(*args, **kwargs)
         if known.name == "data_setter" and is_set_to(*args):  # `x.data *= y`, which was written in place already
             return function(*args)
@@ -279,27 +283,17 @@ class Recorder(TorchFunctionMode):
         return value
 
     def sizes(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Shapes whose numbers remember the dimension they are the size of."""
+        """Shapes and the like, whose numbers remember the dimensions they are the sizes of."""
         self.inside = True
         try:
             out = function(*args, **kwargs)
         finally:
             self.inside = False
         node = self.node(args[0])
+        if node.meta.get("blank") and name in _LAYOUT:  # a stand-in may lie in memory in another way
+            raise ValuesNeeded
         node.meta["sized"] = True  # its size went to Python
-        shape = node.meta["shape"]
-        if isinstance(out, torch.Size):
-            return torch.Size([Size(n, DimOf(node, d)) for d, n in enumerate(shape)])
-        if name == "len":  # Python makes it a plain integer
-            self.report(DimOf(node, 0), out)
-            return out
-        if name == "size":
-            dim = int(kwargs["dim"] if "dim" in kwargs else args[1])
-            return Size(out, DimOf(node, dim % len(shape)))
-        total: Any = 1
-        for d, n in enumerate(shape):
-            total = Size(n, DimOf(node, d)) * total
-        return total if isinstance(total, Size) else out
+        return answer(name, out, args[0], node, args, kwargs, self.report)
 
     def report(self, origin: Any, value: Any) -> None:
         """Python looked at a size."""

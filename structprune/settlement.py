@@ -96,7 +96,7 @@ def _substitutes(
                 shifts[norm.parameter] = norm.offset * (scale - 1)
             values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
             if norm.shape:
-                values[norm.shape] = (left,)
+                values[norm.shape.name] = left if norm.shape.place is None else (left,)
         elif norm.name in (NORM, COUNTED):
             swaps[norm.path] = (norm.name, norm.channels)
         elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):

@@ -1,4 +1,4 @@
-"""Sizes: Python integers that remember where they came from.
+"""Sizes: Python integers that remember where they came from, and constants: floats that do.
 
 While a model is traced, tensor shapes and the integers that its modules hold are `Size` objects. They are
 ordinary integers to PyTorch and to Python, but they survive arithmetic, so that at an operation that takes
@@ -27,7 +27,7 @@ class DimOf:
 
 
 class AttributeOf(NamedTuple):
-    """An integer attribute of a module, by the module's path; or one integer of a tuple or list, by its place."""
+    """A number among the attributes of a module, by its path; or one integer of a tuple or list, by its place."""
 
     module: str
     name: str
@@ -90,8 +90,49 @@ class Size(int):
     __hash__ = int.__hash__
 
 
+class Constant(float):
+    """A float attribute of a module. Where something other than an operation takes it, it is among the `seen`."""
+
+    __slots__ = ("origin", "seen")
+
+    origin: AttributeOf
+    seen: set[AttributeOf]
+
+    def __new__(cls, value: float, origin: AttributeOf, seen: set[AttributeOf]) -> Constant:
+        constant = super().__new__(cls, value)
+        constant.origin, constant.seen = origin, seen
+        return constant
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:  # copies and pickles are plain floats
+        return float, (float.__float__(self),)
+
+    def __deepcopy__(self, memo: object) -> float:
+        return float.__float__(self)
+
+    __hash__ = float.__hash__
+
+
 def _plain(operands: tuple[Any, ...]) -> list[Any]:
     return [int.__int__(o) if isinstance(o, Size) else o for o in operands]
+
+
+def _notice(name: str) -> Callable[..., Any]:
+    """The method of floats by this name, which has seen a constant."""
+    method = getattr(float, name)
+
+    def noticed(self: Constant, *others: Any) -> Any:
+        self.seen.add(self.origin)
+        return method(self, *others)
+
+    return noticed
+
+
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow")
+for _name in (
+    *_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC), "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "int",
+    "float", "bool", "str", "repr", "format", "round", "trunc", "floor", "ceil",
+):  # fmt: skip
+    setattr(Constant, f"__{_name}__", _notice(f"__{_name}__"))
 
 
 def _derive(function: Callable[..., Any], *operands: Any) -> Any:
@@ -147,10 +188,13 @@ Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ig
 _LISTS = frozenset({tuple, list})
 
 
-def attributes_as_sizes(path: str, state: dict[str, Any], shapes: bool) -> None:
-    """The integers among a module's attributes, and with `shapes` those in its short tuples and lists, become sizes."""
+def remember_attributes(path: str, state: dict[str, Any], shapes: bool, seen: set[AttributeOf]) -> None:
+    """The integers among a module's attributes, and with `shapes` those in its short tuples and lists, become sizes;
+    floats become constants, noted in `seen`."""
     for key in [key for key, value in state.items() if type(value) is int]:
         state[key] = Size(state[key], AttributeOf(path, key))
+    for key in [key for key, value in state.items() if type(value) is float]:
+        state[key] = Constant(state[key], AttributeOf(path, key), seen)
     for key in [key for key, value in state.items() if type(value) in _LISTS] if shapes else ():
         value = state[key]
         if 0 < len(value) <= 16 and all(type(n) is int for n in value):

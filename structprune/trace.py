@@ -21,7 +21,7 @@ from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
 from .restoring import Contents, other_random_numbers_kept
 from .rewriting import stated
-from .sizes import attributes_as_sizes, guarding
+from .sizes import guarding, remember_attributes
 from .unseen import seen_scripts
 
 _ALONE = threading.RLock()  # one trace at a time: each gives modules other attributes meanwhile
@@ -92,7 +92,8 @@ def _trace(
                 module.__class__ = free
                 state.update(stated(module))
             # Those of torch.nn are strides, paddings and kernels.
-            attributes_as_sizes(path, state, shapes=not type(module).__module__.startswith("torch.nn."))
+            shapes = "normalized_shape" in state or not type(module).__module__.startswith("torch.nn.")
+            remember_attributes(path, state, shapes, recorder.program.seen)
         _run(parts.model, call, recorder, switching)
         return recorder
     finally:

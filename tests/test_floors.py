@@ -18,13 +18,13 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
     bookkeeping collector commands errors frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
-    checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
+    answers checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
     schedules specs
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
     rules.reduction rules.spatial recorder
-    constant_rules mermaid plan trace rules.indexing rules.recurrent rules.shaping rules.written
+    constant_rules mermaid plan rules.folds trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask modes roles surgery
     explanation inflate kinds optimizers storage verify

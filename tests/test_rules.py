@@ -342,6 +342,8 @@ USES: dict[str, list[Use]] = {
     "zero": use(8, lambda h, m, x: h + h.clone().zero_()),
     "copy": use(8, lambda h, m, x: h.clone().copy_(m.b(x)) + h),
     "type_as": use(8, lambda h, m, x: h.type_as(x)),
+    "as_tensor": use(8, lambda h, m, x: torch.as_tensor(h)),
+    "asarray": use(8, lambda h, m, x: torch.asarray(h, requires_grad=False)),
     **{
         name: use(8, lambda h, m, x, name=name: getattr(h * 3, name)())
         for name in (

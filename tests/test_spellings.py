@@ -11,12 +11,18 @@ import pytest
 import torch
 from helpers import assert_exact, assert_exact_or_nothing
 from test_rules import Use, build, free_channels, use
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
 
 TWO = torch.tensor(2)
+
+
+def sampled(h: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(h, grid, align_corners=False)
+
+
 SPELLINGS: dict[str, list[Use]] = {
     "softmax without a dimension": use(8, lambda h, m, x: F.softmax(h.flatten(2)))
     + use(
@@ -134,6 +140,57 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: [h := h.clone(), h.__setitem__((slice(None), np.array([1, 2])), 0.0)][0],
         lambda h, m, x: [z := torch.zeros_like(x[:, :1]).repeat(1, 8, 1, 1), z.__setitem__((..., range(4)), h)][0],
     ),
+    "as many places along another dimension as there are channels": use(
+        8,
+        lambda h, m, x: h.narrow(1, 0, h.size(1)),
+        lambda h, m, x: h.roll(1, 3).diagonal(dim1=2, dim2=3),
+        lambda h, m, x: h.unflatten(1, (h.size(1), 1)).squeeze(2),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.cat([h, h], 1)[:, : h.size(1), h.size(1) // 4 : h.size(1) // 4 + 1],
+        lambda h, m, x: h.roll(h.size(1) // 4, 3),
+        lambda h, m, x: h.roll((0, h.size(1) // 4), (1, 2)),
+        lambda h, m, x: torch.rot90(h, h.size(1) // 8, (2, 3)),
+        lambda h, m, x: h.diagonal(h.size(1) // 4, 2, 3),
+        lambda h, m, x: h.diagonal(dim1=1, dim2=2),
+        lambda h, m, x: h.narrow(3, h.size(1) // 4, 2),
+        lambda h, m, x: h.select(3, h.size(1) // 4),
+        lambda h, m, x: h.unfold(3, h.size(1) // 4, 1),
+        lambda h, m, x: h.repeat(1, 1, h.size(1) // 4, 1),
+        lambda h, m, x: sampled(h.transpose(0, 1), x[:1, :1, :2, :2].expand(8, 2, 2, 2)).transpose(0, 1),
+    ),
+    "what memory tells of sizes": use(
+        8,
+        lambda h, m, x: h * h.stride(-1),
+        lambda h, m, x: h * h.stride(1),
+        lambda h, m, x: h.permute(0, 2, 3, 1).mT * h.permute(0, 2, 3, 1).stride()[3],
+        lambda h, m, x: h[..., 1:3] * h[:, :, 1:3].stride(3),
+        lambda h, m, x: h * (h.storage_offset() + h.element_size()),
+        lambda h, m, x: h.type(h.type()),
+    )
+    + use(
+        0,
+        lambda h, m, x: h * h.stride(0),
+        lambda h, m, x: h * h.stride()[0],
+        lambda h, m, x: h * h.to(memory_format=torch.channels_last).stride(3),
+        lambda h, m, x: h * h[..., 1:].stride(0),
+        lambda h, m, x: h * h[1].storage_offset(),
+        lambda h, m, x: h * h.unbind(0)[1].storage_offset(),
+        lambda h, m, x: h * h.nbytes,
+        lambda h, m, x: h * h.untyped_storage().nbytes(),
+    ),
+    "functions by the names they have elsewhere": use(
+        8,
+        lambda h, m, x: torch.special.expit(h),
+        lambda h, m, x: torch.special.log_softmax(h, 2),
+        lambda h, m, x: torch.special.expm1(h),
+        lambda h, m, x: torch.special.erf(h),
+        lambda h, m, x: torch.special.xlog1py(h, h.exp()),
+        lambda h, m, x: torch.as_tensor(h),
+        lambda h, m, x: torch.asarray(h, requires_grad=False),
+    )
+    + use(0, lambda h, m, x: torch.special.softmax(h, 1), lambda h, m, x: torch.special.logsumexp(h, 1)),
     "tensors where numbers are usual": use(
         8,
         lambda h, m, x: F.max_pool2d(h, TWO),

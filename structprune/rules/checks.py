@@ -6,6 +6,7 @@ before a weight is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -168,8 +169,8 @@ class Movement:
         small_shape = view.shape(self.source)
         arguments = self.node.args[1:], self.node.kwargs
         small_arguments = view.evaluate(arguments[0]), view.evaluate(arguments[1])
-        for coordinate in self.source.coordinates:
-            index = np.arange(1, coordinate.size + 1).reshape(coordinate.shape)
+        for shape in (*(c.shape for c in self.source.coordinates), *self._unlabelled()):
+            index = np.arange(1, math.prod(shape) + 1).reshape(shape)
             try:
                 small = self.run(take(index, kept), small_shape, *small_arguments)
             except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
@@ -188,3 +189,9 @@ class Movement:
                 if small[i].shape != expected.shape or not np.array_equal(compress(small[i]), compress(expected)):
                     return False
         return True
+
+    def _unlabelled(self) -> list[tuple[int, ...]]:
+        """The shapes of index arrays along the other dimensions: what goes elsewhere must not move these about."""
+        shape = self.source.shape
+        free = [d for d, n in enumerate(shape) if n > 1 and self.source.along(d) is None]
+        return [tuple(n if d == dim else 1 for d, n in enumerate(shape)) for dim in free]

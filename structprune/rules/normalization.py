@@ -8,12 +8,12 @@ swapped for modules that divide by it (`structprune.nn`). All that needs the rem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..labels import IntArray, Labels, varying
 from ..nodes import Node
-from ..sizes import Size
+from ..sizes import AttributeOf, Size
 from .checks import Requirement
 from .site import Site, rule
 
@@ -34,15 +34,22 @@ class Swap:
 class Fold:
     """A parameter to scale by sqrt(count / kept), and an attribute to scale by count / kept.
 
-    Where the code multiplies by `offset + parameter`, it is the sum that is scaled.
+    Where the code multiplies by `offset + parameter`, it is the sum that is scaled. `takers` are the operations that
+    take the parameter and the attribute; where there are others, `instead` is to be done, or the labels stay.
     """
 
     parameter: str
     path: str
     attribute: str
     labels: IntArray
-    shape: str = field(default="")  # an attribute that holds the normalised shape, if there is one
+    takers: tuple[Node, ...]
+    instead: Swap | None
+    shape: AttributeOf | None = None  # the attribute that tells how many channels there are, if one does
     offset: float = 0.0
+
+    def same(self) -> tuple[str, str, AttributeOf | None, float, int]:
+        """What all folds of one module must agree on."""
+        return self.parameter, self.attribute, self.shape, self.offset, len(self.labels)
 
 
 @rule("batch_norm", "instance_norm")
@@ -106,22 +113,36 @@ def rms_norm(
     node = site.node_of(weight) if weight is not None else None
     input, labels = last_dim(site, input, len(normalized_shape), (weight,))
     if labels is not None:
-        name = site.attribute_holding(eps) if eps is not None and site.stands_in("rms_norm") else ""
-        if name and node is not None and foldable(node) and not site.stock:
-            site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, "normalized_shape"))
+        name = site.attribute_holding(eps) if site.stands_in("rms_norm") else ""
+        shape = _told_by(normalized_shape[0], site.path)
+        if name and shape is not None and node is not None and foldable(node) and not site.stock:
+            instead = substitute(site, len(labels), labels)
+            site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, (site.node,), instead, shape))
         else:
             compensate(site, len(labels), labels)
     return Labels(site.shape, input.coordinates)
 
 
+def _told_by(size: int, path: str) -> AttributeOf | None:
+    """The attribute of this module that a size is."""
+    origin = size.origin if isinstance(size, Size) else None
+    return origin if isinstance(origin, AttributeOf) and origin.module == path else None
+
+
 def compensate(site: Site, channels: int, labels: IntArray) -> None:
     """Swaps the module that called this norm from its own forward; a call from elsewhere fixes the channels."""
-    if stays_stock(site, channels):
-        site.norms.append(Swap(site.path, "stock", channels, labels))
-    elif site.stands_in(site.name):
-        site.norms.append(Swap(site.path, "norm", channels, labels))
+    swap = substitute(site, channels, labels)
+    if swap is not None:
+        site.norms.append(swap)
     else:
         site.fix(labels, f"{site.name} is called outside the forward of a module that could be swapped")
+
+
+def substitute(site: Site, channels: int, labels: IntArray) -> Swap | None:
+    """What takes the place of the calling module, if something can."""
+    if stays_stock(site, channels):
+        return Swap(site.path, "stock", channels, labels)
+    return Swap(site.path, "norm", channels, labels) if site.stands_in(site.name) else None
 
 
 def stays_stock(site: Site, channels: int) -> bool:

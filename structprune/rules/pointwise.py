@@ -25,7 +25,7 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     return site.broadcast(list(labels_in((args, kwargs))), site.shape)
 
 
-@rule("to", "type_as")
+@rule("to", "type_as", "as_tensor", "asarray")
 def convert(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     """Of another tensor only its dtype and device are taken."""
     return Labels(site.shape, input.coordinates)

@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..labels import Couplings, IntArray, Labels, varying
 from ..nn import extended
 from ..nodes import Node
-from ..sizes import Size
+from ..sizes import Constant, Size
 from .checks import Check, Requirement
 from .zeros import reads_zero
 
@@ -124,10 +124,10 @@ class Site:
         alike = all(n.meta["code"] in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"] for n in calls}) == 1
 
-    def attribute_holding(self, value: float | None) -> str:
-        """The one float attribute of the calling module with this value; empty if there is none or several."""
-        found = [k for k, v in vars(self.modules[self.path]).items() if type(v) is float and v == value]
-        return found[0] if len(found) == 1 else ""
+    def attribute_holding(self, value: Any) -> str:
+        """The attribute of the calling module that this float is; empty if it is from elsewhere."""
+        own = isinstance(value, Constant) and value.origin.module == self.path
+        return value.origin.name if own else ""
 
     # -- couplings ---------------------------------------------------------------------------------------
 

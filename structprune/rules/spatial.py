@@ -48,6 +48,7 @@ def interpolate(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
 def grid_sample(site: Site, input: Labels, grid: Labels, *args: Any, **kwargs: Any) -> Any:
     """[N, C, H, W] sampled at positions that belong to no channel."""
     site.freeze("it holds sampling positions", grid)
+    input = site.hold(input, (0,), "there are as many grids of sampling positions")
     return _pass(site, input, input.ndim - 2)
 
 

@@ -23,10 +23,15 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
     dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
     labels = _single(input, dims)
     if labels is not None:
-        fold = _written_rms(site, labels) if site.zero(input) else None
-        if fold is not None:
-            site.norms.append(Swap(site.path, "stock", labels.size, labels) if site.stock else fold)
-        if fold is not None or _counts(site, labels, dims[0]):
+        swap = _counted(site, labels, dims[0])
+        fold = _written_rms(site, labels, swap) if site.zero(input) else None
+        if fold is not None and site.stock:
+            swap = Swap(site.path, "stock", labels.size, labels)
+        elif fold is not None:
+            site.norms.append(fold)
+            return sum_zeros(site, input, dims)
+        if swap is not None:
+            site.norms.append(swap)
             return sum_zeros(site, input, dims)
     return reduce(site, input, dims, "mean runs over it")
 
@@ -36,7 +41,9 @@ def spread(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any
     """Over channels only where it belongs to a norm written out by hand."""
     dims = dims_of(input, None if isinstance(dim, bool) else kwargs.get("dim", kwargs.get("axis", dim)))
     labels = _single(input, dims)
-    if labels is not None and _counts(site, labels, dims[0]):
+    swap = _counted(site, labels, dims[0]) if labels is not None else None
+    if swap is not None:
+        site.norms.append(swap)
         return sum_zeros(site, input, dims)
     return reduce(site, input, dims, f"{site.name} runs over it")
 
@@ -47,8 +54,8 @@ def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
     return labels.reshape(-1) if labels is not None and len(varying(labels)) == 1 else None
 
 
-def _counts(site: Site, labels: IntArray, dim: int) -> bool:
-    """Whether all statistics of the calling module run over channels, so that a class that counts them takes its place.
+def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
+    """The swap for a class that counts channels, where all statistics of the calling module run over them.
 
     The class is made from the source: what it takes for the variance must be that here.
     """
@@ -56,23 +63,22 @@ def _counts(site: Site, labels: IntArray, dim: int) -> bool:
     known = ghosts(type(module))
     nodes = [n for n in site.node.graph.nodes if n.meta["op"] in STATISTICS and n.meta["path"] == site.path]
     if known is None or "forward" in vars(module) or len(nodes) % len(known):
-        return False
+        return None
     found = [_centred(n) for n in nodes]
     told = all(n.meta["code"] in codes(type(module)) for n in nodes)
     if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
-        return False  # what a name stands for changes between the lines
+        return None  # what a name stands for changes between the lines
     if not told or found != list(known) * (len(nodes) // len(known)):
-        return False
+        return None
     over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]
     if any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
-        return False
+        return None
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
         source = _distance(source).all_input_nodes[0]  # type: ignore[union-attr]
     if not reads_zero(source, site.node, site.values, site.zeros):
-        return False
-    site.norms.append(Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels))
-    return True
+        return None
+    return Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels)
 
 
 def _dims(node: Node) -> list[int]:
@@ -97,7 +103,7 @@ def _distance(squared: Node) -> Node | None:
     return inner if inner.meta["op"] == "sub" and len(inner.args) == 2 and len(inner.all_input_nodes) == 2 else None
 
 
-def _written_rms(site: Site, labels: IntArray) -> Fold | None:
+def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | None:
     """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere; or (1 + weight) * ..."""
     if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
         return None
@@ -115,7 +121,9 @@ def _written_rms(site: Site, labels: IntArray) -> Fold | None:
     if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
         return None
     name = site.attribute_holding(constants[0])
-    return Fold(weights[0][0].meta["tensor"], site.path, name, labels, "", weights[0][1]) if name else None
+    weight, offset = weights[0]
+    takers = (eps, *weight.users)
+    return Fold(weight.meta["tensor"], site.path, name, labels, takers, instead, offset=offset) if name else None
 
 
 def _scale(node: Node) -> tuple[Node, float] | None:

@@ -15,7 +15,7 @@ import torch
 
 from ..labels import Labels, varying
 from ..nodes import Node
-from ..ops import is_pointwise
+from ..ops import VIEWS, is_pointwise
 
 Values = Mapping[Node, Any]
 
@@ -24,24 +24,16 @@ _KEEP = frozenset(
     """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze flip fliplr flipud
     roll narrow tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile
     repeat_interleave expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as
-    unflatten getitem index_select gather take_along_dim item clone contiguous detach to float double half bfloat16
-    type type_as data cpu cuda sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
+    unflatten getitem index_select gather take_along_dim item clone contiguous detach to as_tensor asarray float
+    double half bfloat16 type type_as data cpu cuda sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align
-    roi_pool ps_roi_align ps_roi_pool""".split()
+    adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
+    ps_roi_pool""".split()
 )
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
-)
-
-# What may share memory with its first operand, so that writing into one is writing into the other.
-_VIEWS = frozenset(
-    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split
-    unbind select unfold chunk split split_with_sizes expand broadcast_to expand_as view reshape flatten ravel
-    view_as reshape_as unflatten getitem item contiguous detach to float double half type data cpu cuda
-    diagonal real imag dropout""".split()
 )
 
 
@@ -245,7 +237,7 @@ def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -
 
 def _shares(node: Node) -> bool:
     """Whether a node's result may be its first operand's memory."""
-    return _writes(node) or node.meta["op"] in _VIEWS
+    return _writes(node) or node.meta["op"] in VIEWS
 
 
 def _writes(node: Node) -> bool:

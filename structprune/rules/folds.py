@@ -1,0 +1,80 @@
+"""Folds that hold: an RMS norm makes up for channels by its own weight and epsilon only if nothing else takes these."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..counting import uncounted
+from ..labels import Couplings
+from ..nodes import Node
+from ..program import Program
+from ..sizes import AttributeOf, Constant, leaves
+from .normalization import Fold, Swap
+
+WHY = "its RMS norm would need another weight or epsilon, which something else takes as well"
+
+
+def held_folds(
+    norms: Sequence[Swap | Fold], programs: Sequence[Program], modules: Mapping[str, nn.Module], couplings: Couplings
+) -> list[Swap | Fold]:
+    """The norms with something else in place of folds that do not hold: a swap, or labels that stay."""
+    by_path: dict[str, list[Swap | Fold]] = defaultdict(list)
+    for norm in norms:
+        by_path[norm.path].append(norm)
+    found: list[Swap | Fold] = []
+    for path, here in by_path.items():
+        folds = [norm for norm in here if isinstance(norm, Fold)]
+        if not folds or (len(folds) == len(here) and _hold(folds, modules[path], programs)):
+            found += here
+            continue
+        for norm in here:
+            if not isinstance(norm, Fold):
+                found.append(norm)
+            elif norm.instead is not None:
+                found.append(norm.instead)
+            else:
+                couplings.fix(norm.labels, WHY, norm.takers[0])
+    return found
+
+
+def _hold(folds: Sequence[Fold], module: nn.Module, programs: Sequence[Program]) -> bool:
+    """Whether the folds of one module are alike, and alone in taking its weight, its epsilon and its shape."""
+    first = folds[0]
+    if len({fold.same() for fold in folds}) > 1 or uncounted(type(module)) is not type(module):
+        return False
+    names = {(first.path, first.attribute), (first.path, first.shape.name if first.shape else "")}
+    takers = {taker for fold in folds for taker in fold.takers}
+    for program in programs:
+        looks = [leaf for guard in program.guards for leaf in leaves(guard.origin)]
+        if any(_among(leaf, names) for leaf in (*program.seen, *looks)):
+            return False
+        for node in program.graph.nodes:
+            if node.meta["op"] == "parameter":
+                if node.meta["tensor"] == first.parameter and not takers.issuperset(node.users):
+                    return False
+            elif node not in takers and any(_among(leaf, names) for leaf in _attributes((node.args, node.kwargs))):
+                return False
+    return True
+
+
+def _among(leaf: Any, names: set[tuple[str, str]]) -> bool:
+    return isinstance(leaf, AttributeOf) and (leaf.module, leaf.name) in names
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """The attributes of modules that numbers in nested arguments are made of."""
+    if isinstance(value, Constant):
+        yield value.origin
+    elif isinstance(value, int):
+        yield from leaves(value)
+    elif isinstance(value, Node):
+        return
+    elif isinstance(value, Mapping):
+        yield from _attributes(list(value.values()))
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for item in value:
+            yield from _attributes(item)
