@@ -73,11 +73,10 @@ def _set_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None
 
 class Slicer:
     """Cuts tensors. Index tensors are made once for the many parameters that keep the same indices (and share the
-    tuple). Kernels are picked from a list of all. What lies between two cuts of a large tensor stays in a small buffer:
-    fresh memory costs more than copying."""
+    tuple). Kernels are picked from a list of all. What lies between two cuts of a tensor stays in a small buffer: fresh
+    memory costs more than copying."""
 
-    BLOCK = 1 << 18  # elements that are between two cuts at a time
-    SMALL = 1 << 21  # elements that are cut one dimension after the other
+    BLOCK = 1 << 17  # elements that are between two cuts at a time
     KERNEL = 4  # numbers that are worth being copied as one
 
     def __init__(self) -> None:
@@ -99,8 +98,7 @@ class Slicer:
         if len(kept) == 2 and 0 in kept and data.is_cpu and data.is_contiguous():
             if 1 in kept and data.stride(1) >= self.KERNEL:
                 return self._pick(data, kept[0], kept[1])
-            if data.numel() > self.SMALL:
-                return self._cut_twice(data, kept)
+            return self._cut_twice(data, kept)
         for dim in sorted(kept):  # rows first: they are copied whole
             data = data.index_select(dim, self.index(kept[dim], data.device))
         return data
@@ -155,8 +153,12 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, tuple[int, ...]], slicer: Sl
 
 
 def _copies_itself(kind: Any) -> bool:
-    """Whether a class of modules has a way of its own to be copied."""
-    states = kind.__setstate__ is not nn.Module.__setstate__ or getattr(kind, "__getstate__", None) is not _GETSTATE
+    """Whether a class of modules has a way of its own to be copied.
+
+    What PyTorch's modules do with a state is meant for old pickles, which lack attributes.
+    """
+    own = getattr(kind.__setstate__, "__module__", None) or ""
+    states = not own.startswith("torch.nn.") or getattr(kind, "__getstate__", None) is not _GETSTATE
     return states or hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__
 
 
