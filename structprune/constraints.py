@@ -22,21 +22,24 @@ Selector = str | type[nn.Module] | nn.Module
 
 @dataclass(frozen=True)
 class Choice:
-    """The parameters and the kinds of groups that selectors name."""
+    """What selectors name: parameters, the norms and biases of those that name no filter, and kinds of groups."""
 
     names: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
 
     def touches(self, group: Group) -> bool:
         """Whether filters of the group are named, or one of its kinds."""
         return (bool(self.kinds) and not self.kinds.isdisjoint(group.kinds)) or any(
-            s.produces and s.name in self.names for s in group.slices
+            s.name in (self.names if s.produces else self.others) for s in group.slices
         )
 
     def covers(self, group: Group) -> bool:
         """Whether all filters of the group are named, or all its kinds."""
-        return (bool(self.kinds) and self.kinds.issuperset(group.kinds)) or all(
-            s.name in self.names for s in group.slices if s.produces
+        return (
+            (bool(self.kinds) and self.kinds.issuperset(group.kinds))
+            or all(s.name in self.names for s in group.slices if s.produces)
+            or any(s.name in self.others for s in group.slices)
         )
 
 
@@ -131,15 +134,17 @@ def choose(graph: ChannelGraph, selectors: Any, argument: str) -> Choice:
     """What one selector names, or several: patterns, kinds, modules, types of modules."""
     single = isinstance(selectors, str | type | nn.Module) or not isinstance(selectors, Iterable)
     names: set[str] = set()
+    others: set[str] = set()
     kinds: set[str] = set()
     for selector in [selectors] if single else list(selectors):
         if isinstance(selector, str) and selector.startswith("kind:"):
             kinds.add(_kind(selector, argument))
-        elif isinstance(selector, str):
-            names.update(graph.matching(selector))
-        else:
-            names.update(_inside(graph, selector, argument))
-    return Choice(frozenset(names), frozenset(kinds))
+            continue
+        named = graph.matching(selector) if isinstance(selector, str) else _inside(graph, selector, argument)
+        names.update(named)
+        if graph.filters.isdisjoint(named):
+            others.update(name for name in named if graph.space.tensors[name].ndim < 2)
+    return Choice(frozenset(names), frozenset(others), frozenset(kinds))
 
 
 def _kind(selector: str, argument: str) -> str:

@@ -127,6 +127,11 @@ class ChannelGraph:
         return {(name, dim) for name, dim, labels in self.space.dimensions if produces(labels)}
 
     @cached_property
+    def filters(self) -> frozenset[str]:
+        """The parameters that hold filters."""
+        return frozenset(name for name, _ in self._producing)
+
+    @cached_property
     def consuming(self) -> set[tuple[str, int]]:
         """The parameter dimensions that are input channels: those that weights have besides their filters."""
         weights = {name for name, _ in self._producing} | {n for n, reader in self.readers.items() if contracts(reader)}

@@ -57,7 +57,7 @@ def plan(
             score for the cost it saves.
         exclude: what keeps all its filters: patterns of layers or parameters (`"layer1.*"`, `"fc"`), modules of
             the model, types of modules (`nn.Conv2d`), or kinds of groups (`"kind:head"`, see
-            `structprune.kinds.KINDS`); one or several.
+            `structprune.kinds.KINDS`); one or several. A norm or a bias names the filters it belongs to.
         include: only what is named loses filters, everything else keeps all. A group shrinks only if all of its
             filters are named (or all of its kinds).
         ratios: a ratio of its own for what is named, whatever the target, the scope and the limits; where several

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .collector import paused
-from .copying import deep_value
+from .copying import check_free, deep_value
 from .errors import UnsupportedModelError
 from .fitting import check_fits
 from .inventory import Inventory, modules_of
@@ -157,8 +158,8 @@ def _copies_itself(kind: Any) -> bool:
 
     What PyTorch's modules do with a state is meant for old pickles, which lack attributes.
     """
-    own = getattr(kind.__setstate__, "__module__", None) or ""
-    states = not own.startswith("torch.nn.") or getattr(kind, "__getstate__", None) is not _GETSTATE
+    usual = kind.__setstate__ is nn.Module.__setstate__ or kind.__setstate__.__module__.startswith("torch.nn.")
+    states = not usual or getattr(kind, "__getstate__", None) is not _GETSTATE
     return states or hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__
 
 
@@ -185,7 +186,10 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
             state[key] = None
         else:
             path = paths.get(id(module), "")
-            state[key] = deep_value(value, memo, f"{path}.{key}" if path else key)
+            name = f"{path}.{key}" if path else key
+            if kind is FunctionType:
+                check_free(value, name, paths)
+            state[key] = deep_value(value, memo, name)
     return new
 
 

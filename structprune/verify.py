@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copying import deep_copy
+from .copying import copies_alone, deep_copy
 from .errors import ArgumentError, VerificationError
 from .inventory import Inventory
 from .mask import zeroed
@@ -99,14 +99,15 @@ def verify(
     masked = zeroed(plan, model)
     original = double(model, device)
     exact = over_kept(plan, double(masked, device)), apply(plan, original) if plan.scales else double(small, device)
-    with deterministic(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        for call in calls:
-            renewed = fresh(call, device, torch.float64)
-            _check_runs(original, renewed, model, call)
-            _check_comparable(original, exact[0], renewed)
-    deviates = deviation(exact[1], double(masked, device), calls) if plan.stock else None
-    return agreement(exact, (over_kept(plan, masked), small), calls, device, kept=plan.kept, deviates=deviates)
+    with copies_alone(model, small):
+        with deterministic(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for call in calls:
+                renewed = fresh(call, device, torch.float64)
+                _check_runs(original, renewed, model, call)
+                _check_comparable(original, exact[0], renewed)
+        deviates = deviation(exact[1], double(masked, device), calls) if plan.stock else None
+        return agreement(exact, (over_kept(plan, masked), small), calls, device, kept=plan.kept, deviates=deviates)
 
 
 def agreement(

@@ -128,6 +128,12 @@ EXCLUDED: list[tuple[Any, set[str]]] = [
     (nn.GRU, {"gru.weight_ih_l0"}),
     ([nn.Embedding, nn.GRU, "kind:channel"], {"words", "gru.weight_ih_l0", "conv1"}),
     (Block, {"block.qkv", "block.up", "project"}),
+    ("block.norm", {"project"}),
+    (nn.LayerNorm, {"project"}),
+    ("conv1.bias", {"conv1"}),
+    (["block.norm.weight", "block.up.bias"], {"project", "block.up"}),
+    ("conv2", set()),  # an output: it keeps its filters anyway
+    ("conv2.bias", set()),
 ]
 
 
@@ -146,6 +152,8 @@ INCLUDED: list[tuple[Any, set[str]]] = [
     ("kind:head", {"block.qkv"}),
     (["kind:mlp", nn.Embedding], {"wide", "block.up", "words"}),
     ("*", set(KINDS)),
+    ("block.norm", {"project"}),
+    (["conv1.bias", nn.LayerNorm], {"conv1", "project"}),
 ]
 
 

@@ -507,6 +507,40 @@ def test_modules_that_know_how_to_be_copied() -> None:
     assert small[0].lock is not model[0].lock  # type: ignore[union-attr]
 
 
+class Bound(nn.Module):
+    """A function among its attributes holds the model; in a list, nobody finds it before it is called."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.found: Any = {
+            "an attribute": lambda x: self.norm(x),
+            "a list": [lambda x: self.norm(x)],
+            "a method": self.normed,
+        }[where]
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.found[0] if isinstance(self.found, list) else self.found
+        return self.b(found(self.a(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("where", ["an attribute", "a list"])
+def test_functions_that_would_go_on_calling_the_original_are_named(where: str) -> None:
+    model = randomise(Bound(where).double())
+    before = Snapshot.of(model)
+    with pytest.raises(sp.UnsupportedModelError, match=r"found|norm.*make it a method"):
+        sp.prune(model, images(), ratio=0.5)
+    before.assert_unchanged(model)
+    assert sp.prune(model, images(), ratio=0.5, inplace=True, verify=False).model(images()).shape[1] == 4
+
+
+def test_methods_among_the_attributes_go_along() -> None:
+    assert_exact(randomise(Bound("a method").double()), images())
+
+
 class Uncopied:
     def __deepcopy__(self, memo: Any) -> Any:
         raise KeyError("not this one")
