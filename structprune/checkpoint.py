@@ -29,7 +29,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise FileFormatError(f"{path} is not a safetensors file, or it is truncated")
         try:
             header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(pairs, path))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no text, no JSON, or a number of thousands of digits
             raise FileFormatError(f"{path} is not a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path} is not a safetensors file")
@@ -147,3 +147,7 @@ def _check_names(values: Mapping[str, Tensor], state: Mapping[str, Tensor], path
             raise FileFormatError(
                 f"{path}: {name} has the shape {tuple(value.shape)}, the model {tuple(state[name].shape)}"
             )
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            raise FileFormatError(f"{path}: {name} holds no plain values; save it dense, and not quantised")
+        if value.is_complex() > state[name].is_complex():
+            raise FileFormatError(f"{path}: {name} is {value.dtype}, the model's is {state[name].dtype}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, closest
 from .graph import ALMOST, ChannelGraph, Group
@@ -132,7 +132,7 @@ def check_fraction(value: Any, name: str) -> float:
 
 def choose(graph: ChannelGraph, selectors: Any, argument: str) -> Choice:
     """What one selector names, or several: patterns, kinds, modules, types of modules."""
-    single = isinstance(selectors, str | type | nn.Module) or not isinstance(selectors, Iterable)
+    single = isinstance(selectors, str | type | nn.Module | Tensor) or not isinstance(selectors, Iterable)
     names: set[str] = set()
     others: set[str] = set()
     kinds: set[str] = set()
@@ -194,7 +194,7 @@ def read_rounding(graph: ChannelGraph, round_to: Any) -> int:
         raise ArgumentTypeError(f"round_to must be a positive integer or 'auto', not {round_to!r}")
     if round_to < 1:
         raise ArgumentError(f"round_to must be at least 1; {round_to!r} was given")
-    return int(round_to)
+    return int(min(round_to, 2**31))  # wider than any layer
 
 
 _VECTOR_BYTES = {"AVX512": 64, "AVX2": 32}  # others, NEON among them, have 16

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .analysis import TOGETHER, Space
 from .costing import Costs
-from .errors import UnknownNameError, closest
+from .errors import ArgumentTypeError, UnknownNameError, closest
 from .inventory import Inventory
 from .kinds import Kinds
 from .labels import IntArray
@@ -259,8 +259,10 @@ class ChannelGraph:
     def matching(self, pattern: str) -> list[str]:
         """The parameters that a pattern names: by their own name, by their layer, or by a part of its path.
 
-        Raises UnknownNameError if there is none.
+        Raises UnknownNameError if there is none, and ArgumentTypeError for what is no text.
         """
+        if not isinstance(pattern, str):
+            raise ArgumentTypeError(f"pattern must be the name of a layer or parameter, not {pattern!r}")
         names = list(self.space.tensors)
         found = [n for n in names if _matches(n, pattern)]
         if not found:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .api import analyze
-from .constraints import check_ratio
+from .constraints import check_fraction, check_ratio
 from .errors import ArgumentError, ArgumentTypeError, VerificationError
 from .fitting import check_fits
 from .graph import ChannelGraph
@@ -106,6 +106,9 @@ def iterate(
     analysis = {"norm": norm, "rigid": rigid}
     graph = analyze(model, example_inputs, **analysis)
     goals = _goals(graph, target, ratio, schedule, steps)
+    if "min_ratio" in settings:  # at every step as much of it as of the cut
+        least = check_fraction(settings.pop("min_ratio"), "min_ratio")
+        goals = [{**goal, "min_ratio": cut} for goal, cut in zip(goals, cuts(schedule, steps, least), strict=True)]
     latency = None if target is None else split_target(graph, target)[1]
     run = _Run(model, example_inputs, optimizers, averages, verify, analysis, settings, latency)
     return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
@@ -205,7 +208,7 @@ class _Run:
         target: dict[str, Any] = {n: min(value, present.get(n, value)) for n, value in goal["target"].items()}
         if self.latency is not None:
             target["latency"] = replace(self.latency, keep=target["latency"])
-        return {"target": target}
+        return {**goal, "target": target}
 
     def _check(self, model: nn.Module, made: PruningPlan) -> Verification | None:
         """Compares a cut with the masked model, before anything is cut."""

@@ -73,6 +73,10 @@ def check_values(model: nn.Module) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1 and isinstance(tensor, nn.Parameter):
+        raise UnsupportedModelError(
+            f"{name} is {tensor.dtype}, with which nothing can be computed; pass the model in bfloat16, or in float32"
+        )
     plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
     if plain and tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized:
         return
@@ -111,6 +115,11 @@ def _call(one: Any) -> Call:
             f"or a list of those, not {type(one).__name__}"
         )
     for tensor in tensors_in((call.args, dict(call.kwargs))):
+        if tensor.is_nested or tensor.layout != torch.strided:
+            kind = "a nested tensor" if tensor.is_nested else f"a sparse tensor ({tensor.layout})"
+            raise ExampleInputsError(
+                f"example_inputs holds {kind}: give dense tensors, such as padded ones with a mask"
+            )
         if tensor.numel() == 0:
             raise ExampleInputsError(f"example_inputs holds an empty tensor of shape {tuple(tensor.shape)}")
     return call

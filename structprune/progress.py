@@ -49,7 +49,7 @@ class Checkpoint:
         for optimizer, packed in zip(optimizers, self.optimizers, strict=True):
             try:
                 optimizer.load_state_dict(unpack(packed, self.tensors))
-            except (KeyError, ValueError) as error:
+            except (LookupError, ValueError, TypeError, AttributeError) as error:  # where its tables are damaged
                 raise FileFormatError(f"the checkpoint does not fit the optimizer: {error}") from error
 
 
@@ -84,9 +84,13 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
             metadata = file.metadata() or {}
             done, goals, packed = (json.loads(metadata[key]) for key in ("done", "goals", "optimizers"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return Checkpoint(int(done), goals, PruningPlan.from_json(metadata["plan"]), tensors, packed)
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            whole = PruningPlan.from_json(metadata["plan"])
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a checkpoint of an iterative pruning: {error!r}") from error
+    counted = type(done) is int and isinstance(goals, list) and 1 <= done <= len(goals)
+    if not counted or not isinstance(packed, list):
+        raise FileFormatError(f"{path} is not a checkpoint of an iterative pruning: its numbers of steps are damaged")
+    return Checkpoint(done, goals, whole, tensors, packed)
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

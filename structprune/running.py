@@ -43,6 +43,9 @@ class _Comparable(TorchFunctionMode):
         if position is not None:  # they draw inside
             args = (*args[:position], 0.0, *args[position + 1 :]) if len(args) > position else args
             kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
+        if name == "rrelu":  # slopes are drawn in train mode alone
+            args, kwargs = (*args[:3], False, *args[4:]) if len(args) > 3 else args, {**kwargs}
+            kwargs = {k: False if k == "training" else v for k, v in kwargs.items()}
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             args = tuple(0.0 if type(a) is float else a for a in args)
         if self.exact:
@@ -66,8 +69,10 @@ def double(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """No gradients, nothing compiled, and no TF32, which would hide what is looked for."""
+    """Random numbers from the start, no gradients, nothing compiled, no TF32, which would hide what is looked for."""
     with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        torch.manual_seed(0)
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.cuda.is_available():  # nothing else has it

@@ -48,8 +48,15 @@ def cuts(schedule: Any, steps: Any, final: float) -> list[float]:
     if steps < 1:
         raise ArgumentError(f"steps must be a whole number from 1; {steps} was given")
     function = find_schedule(schedule)
-    found = [float(function((i + 1) / steps, final)) for i in range(steps)]
+    found = [_number(function((i + 1) / steps, final)) for i in range(steps)]
     rising = all(a <= b + 1e-12 for a, b in zip([0.0, *found], found, strict=False))
     if not rising or abs(found[-1] - final) > 1e-9:
         raise ArgumentError(f"schedule must rise from 0 to {final}; it gave {found}")
     return found
+
+
+def _number(cut: Any) -> float:
+    try:
+        return float(cut)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"schedule must return the fraction to cut, not {cut!r}") from error

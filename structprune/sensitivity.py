@@ -20,6 +20,7 @@ from .importance import Importance
 from .mask import zeroed
 from .planning import check_graph, find_importance, ranked
 from .settlement import settle
+from .storage import path_of
 
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -75,7 +76,8 @@ class Sensitivity:
     def plot(self, path: str | Path) -> None:
         """Draws one line for each group, drop over ratio, into an image file. Needs matplotlib.
 
-        Raises MissingPackageError without it: `pip install structprune[plot]`.
+        Raises ArgumentTypeError for what is no path, ArgumentError for a kind of image that matplotlib does not know,
+        and MissingPackageError without it: `pip install structprune[plot]`.
         """
         try:
             from matplotlib.figure import Figure
@@ -87,7 +89,10 @@ class Sensitivity:
             axes.plot([0, *row.drops], [0, *row.drops.values()], marker=".", label=f"{row.name} ({row.kind})")
         axes.set(xlabel="ratio of units removed", ylabel=f"drop of the metric, from {self.baseline:.4g}")
         axes.legend(fontsize="x-small", ncols=1 + len(self.rows) // 16, loc="upper left")
-        figure.savefig(path)
+        try:
+            figure.savefig(path_of(path))
+        except ValueError as error:  # what the ending of the name means is for matplotlib to know
+            raise ArgumentError(f"{path} cannot be drawn: {error}") from error
 
     def __rich__(self) -> Table:
         table = Table(title=f"sensitivity: the drop of a metric that is {self.baseline:.4g}", title_justify="left")

@@ -78,7 +78,7 @@ def save(
     plan = result.plan.to_json()
     try:
         text = json.dumps({"report": result.report.to_dict(), **(record or {})})
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:  # the last two for what holds itself
         raise ArgumentTypeError(f"record must be a dict of plain data, for JSON: {error}") from error
     metadata = {"schema": "1", "plan": plan, "record": text}
     if sum(map(len, metadata.values())) > 0.9 * HEADER_LIMIT:
@@ -95,7 +95,7 @@ def save(
 
 def path_of(path: Any, name: str = "path") -> Path:
     """A path that a caller hands in. Raises ArgumentTypeError if it is none."""
-    if not isinstance(path, str | os.PathLike) or not path:
+    if not isinstance(path, str | os.PathLike) or not path or "\0" in str(path):
         raise ArgumentTypeError(f"{name} must be the path of a file or folder, a str or os.PathLike, not {path!r}")
     return Path(path)
 

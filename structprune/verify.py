@@ -100,8 +100,7 @@ def verify(
     original = double(model, device)
     exact = over_kept(plan, double(masked, device)), apply(plan, original) if plan.scales else double(small, device)
     with copies_alone(model, small):
-        with deterministic(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with deterministic():
             for call in calls:
                 renewed = fresh(call, device, torch.float64)
                 _check_runs(original, renewed, model, call)
@@ -128,8 +127,7 @@ def agreement(
     rows: list[Comparison] = []
     skipped: dict[str, str] = {}
     failed: tuple[Call, str] | None = None
-    with deterministic(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with deterministic():
         for call in [fresh(c, device, torch.float64) for c in calls]:
             for one, mode, batch in variants(call):
                 if mode not in modes:
@@ -160,8 +158,7 @@ def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> 
     """max|a - b| / max|b| over the outputs of two models of equal size, in float64 and eval mode."""
     device = find_device(None)
     pair = double(model, device), double(reference, device)
-    with deterministic(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with deterministic():
         try:
             runs = [[run(m, call, "eval") for m in pair] for call in (fresh(c, device, torch.float64) for c in calls)]
         except Exception as error:  # whatever the user's code raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import structprune as sp
+from structprune.checkpoint import load_weights
 from structprune.export import export_onnx
 
 
@@ -126,6 +128,7 @@ SETTINGS = [
     ({"exclude": ["fc", "blok.*"]}, sp.UnknownNameError, ["'blok.*'", "block"]),
     ({"exclude": 3}, sp.ArgumentTypeError, ["exclude", "3"]),
     ({"exclude": [3]}, sp.ArgumentTypeError, ["exclude", "3"]),
+    ({"exclude": torch.tensor(0)}, sp.ArgumentTypeError, ["exclude", "tensor(0)"]),
     ({"importance": lambda group: [1.0]}, sp.ArgumentError, ["one score for each of the 8 units", "conv1"]),
     ({"importance": lambda group: np.full(len(group), np.nan)}, sp.ArgumentError, ["conv1", "8", "NaN"]),
     ({"importance": lambda group: "high"}, sp.StructPruneError, ["importance", "conv1"]),
@@ -238,7 +241,7 @@ def test_a_small_model_that_fails_where_the_masked_one_runs(train: bool) -> None
     assert ("train mode" if train else "eval mode") in check.message
 
 
-PATHS: list[Any] = [3, None, b"x", ""]
+PATHS: list[Any] = [3, None, b"x", "", "a\0b"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -268,9 +271,12 @@ def test_the_sparsity_of_a_lazy_model() -> None:
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     result = sp.prune(Net(), images())
+    circular: dict[str, Any] = {}
+    circular["itself"] = circular
     for changed, record, error in (
         (result, 3, sp.ArgumentTypeError),
         (result, {"when": object()}, sp.ArgumentTypeError),
+        (result, circular, sp.ArgumentTypeError),
         (replace(result, model=Net()), {}, sp.ArgumentError),
         (replace(result, model=copy.deepcopy(result.model).to("meta")), {}, sp.UnsupportedModelError),
     ):
@@ -301,6 +307,8 @@ def test_what_is_no_name_and_no_json() -> None:
     for name in (3, None, nn.Linear):
         with pytest.raises(sp.ArgumentTypeError, match="name"):
             graph.explain(name)  # type: ignore[arg-type]
+        with pytest.raises(sp.ArgumentTypeError, match="pattern"):
+            graph.matching(name)  # type: ignore[arg-type]
     for text in (3, None, {}):
         with pytest.raises(sp.ArgumentTypeError, match="JSON"):
             sp.PruningPlan.from_json(text)  # type: ignore[arg-type]
@@ -624,6 +632,60 @@ def test_sparse_and_nested_tensors(buffer: bool) -> None:
         sp.prune(rows, images())
     nested = Holds(torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), True)
     refuses(nested, sp.UnsupportedModelError, ["awkward", "NestedTensor", "dense"], lambda m: sp.prune(m, images()))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse")
+def test_examples_that_are_not_dense() -> None:
+    rows = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(2, 8)])
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    refuses(model, sp.ExampleInputsError, ["nested", "padded"], lambda m: sp.prune(m, rows))
+    refuses(model, sp.ExampleInputsError, ["sparse", "dense"], lambda m: sp.prune(m, torch.eye(8).to_sparse()))
+
+
+def test_weights_in_eight_bits() -> None:
+    model = Holds(torch.randn(4, 4).to(torch.float8_e4m3fn))
+    refuses(model, sp.UnsupportedModelError, ["awkward", "float8_e4m3fn", "bfloat16"], lambda m: sp.prune(m, images()))
+
+
+AWKWARD: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": lambda t: t.to_sparse(),
+    "quantised": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    "on the meta device": lambda t: t.to("meta"),
+    "complex": lambda t: t.to(torch.complex64),
+    "of another shape": lambda t: t[:1],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", AWKWARD)
+def test_weights_that_cannot_be_copied_into_a_model(how: str, tmp_path: Path) -> None:
+    state = Net().state_dict()
+    state["fc.weight"] = AWKWARD[how](state["fc.weight"])
+    torch.save(state, tmp_path / "weights.pt")
+    words = ["fc.weight", "weights.pt"]
+    refuses(Net(), sp.FileFormatError, words, lambda m: load_weights(m, tmp_path / "weights.pt"))
+
+
+def test_a_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    refuses(Net(), sp.FileFormatError, "not a safetensors", lambda m: load_weights(m, tmp_path / "a.safetensors"))
+
+
+def test_a_multiple_wider_than_any_layer() -> None:
+    plan = sp.plan(sp.analyze(Net(), images()), ratio=0.5, round_to=10**30)
+    assert not plan.kept
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("norm", "way"),
+    [(nn.utils.weight_norm, "remove_weight_norm(module)"), (parametrizations.weight_norm, "remove_parametrizations")],
+)
+def test_the_way_out_of_weight_norm(norm: Callable[[nn.Module], nn.Module], way: str) -> None:
+    model = Net()
+    norm(model.conv1)
+    assert any(way in why for why in sp.analyze(model, images()).fixed.values())
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from helpers import randomise
 from torch import Tensor, nn
@@ -272,6 +274,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         ({"ratio": 0.5, "steps": True}, sp.ArgumentTypeError, "steps"),
         ({"ratio": 0.5, "schedule": "cubical"}, sp.ArgumentError, "'linear', 'cubic', 'exponential'"),
         ({"ratio": 0.5, "schedule": lambda p, f: f * (1 - p)}, sp.ArgumentError, "must rise"),
+        ({"ratio": 0.5, "schedule": lambda p, f: None}, sp.ArgumentTypeError, "schedule must return"),
+        ({"ratio": 0.5, "min_ratio": "least"}, sp.ArgumentTypeError, "min_ratio"),
         ({"ratio": 0.5, "optimizer": "adam"}, sp.ArgumentTypeError, "optimizer"),
         ({"ratio": 0.5, "ema": ["copy"]}, sp.ArgumentTypeError, "ema"),
     ],
@@ -280,6 +284,44 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], words: s
     """They are refused at once, not when the first step is asked for."""
     with pytest.raises(error, match=words):
         sp.iterate(net(), IMAGES, **settings)
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.5}, {"target": {"macs": 0.4}, "scope": "global"}])
+def test_the_least_of_every_group_grows_with_the_cut(asked: dict[str, Any]) -> None:
+    """Half of it at the first of two steps, whose cut it would exceed."""
+    first, last = (
+        (step.model.stem.out_channels, step.model.inner.out_channels)
+        for step in sp.iterate(net(), IMAGES, steps=2, min_ratio=0.375, **asked)
+    )
+    assert first[0] <= 13
+    assert first[1] <= 19
+    assert last[0] <= 10 < first[0]
+    assert last[1] <= 15 < first[1]
+
+
+DAMAGED: list[dict[str, str]] = [
+    *({"done": value} for value in ("NaN", "1e400", "99", "0", "-1", "true", '"1"', "[", "9" * 5000)),
+    *({"goals": value} for value in ("null", "{}", "3")),
+    *({"optimizers": value} for value in ("null", "{}", "[" * 100_000, '[{"dict": [[1]]}]', '[{"tensor": []}]', "[3]")),
+    {"plan": "3"},
+]
+
+
+@pytest.mark.parametrize("change", DAMAGED, ids=lambda change: "".join(f"{k} {v[:12]}" for k, v in change.items()))
+def test_damaged_metadata_is_no_checkpoint(change: dict[str, str], tmp_path: Path) -> None:
+    model = net()
+    settings: dict[str, Any] = {"ratio": 0.5, "steps": 2, "folder": tmp_path}
+    steps = sp.iterate(model, IMAGES, optimizer=OPTIMIZERS["momentum"](model.parameters()), **settings)
+    next(steps)
+    next(steps)
+    with safetensors.safe_open(tmp_path / NAME, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(tmp_path / NAME)
+    safetensors.torch.save_file(tensors, tmp_path / NAME, metadata={**metadata, **change})
+    model = net()
+    with pytest.raises((sp.FileFormatError, sp.PlanError)):
+        next(sp.iterate(model, IMAGES, optimizer=OPTIMIZERS["momentum"](model.parameters()), **settings))
+    assert model.inner.out_channels == 24
 
 
 def test_limits_are_of_the_unpruned_model() -> None:

@@ -195,3 +195,11 @@ def test_models_that_do_something_when_their_mode_changes(training: bool) -> Non
             small, other = result.model.train(mode), masked.train(mode)
             assert torch.allclose(small(rows), other(rows), atol=1e-12)
     assert model.bias.shape == (4,)
+
+
+def test_slopes_that_are_drawn_in_train_mode() -> None:
+    model = made(nn.Sequential(nn.Linear(6, 16), nn.RReLU(), nn.Linear(16, 8), nn.RReLU(0.2, 0.4), nn.Linear(8, 3)))
+    check = sp.prune(model, torch.randn(4, 6, dtype=torch.float64), ratio=0.5).report.verification
+    assert check is not None
+    assert {row.mode for row in check.comparisons} == {"eval", "train"}
+    assert check.max_rel_error < 1e-12

@@ -140,7 +140,11 @@ def test_it_prints_a_table_and_becomes_json() -> None:
 
 def test_it_is_plotted(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    measured().plot(tmp_path / "sensitivity.png")
+    found = measured()
+    found.plot(tmp_path / "sensitivity.png")
+    for path, error in ((tmp_path / "a.nope", sp.ArgumentError), (3, sp.ArgumentTypeError)):
+        with pytest.raises(error):
+            found.plot(path)  # type: ignore[arg-type]
     assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
 
 

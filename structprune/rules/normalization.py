@@ -196,9 +196,12 @@ def foldable(weight: Node) -> bool:
 @rule("_weight_norm", "_weight_norm_interface")
 def weight_norm(site: Site, v: Labels, g: Labels, dim: int = 0) -> Any:
     """g * v / norm(v): a masked row would be 0 / 0, so filters stay; what the norm runs over may go."""
-    why = (
-        "weight_norm divides by its norm; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') frees it"
+    way = (
+        "parametrize.remove_parametrizations(module, 'weight')"
+        if "parametrizations" in site.describe(g)
+        else "remove_weight_norm(module)"
     )
+    why = f"weight_norm divides by its norm; torch.nn.utils.{way} frees it"
     site.freeze(why, g)
     held = site.hold(v, (int(dim),), why).coordinates
     return Labels(site.shape, held) if site.has_shape else {0: Labels(v.shape, held)}
