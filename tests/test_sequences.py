@@ -697,3 +697,23 @@ class Crossed(nn.Module):
 def test_zeros_of_one_operand_are_not_those_of_the_other(cross: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert_exact_or_nothing(randomise(Crossed(cross)).double(), x)
+
+
+@pytest.mark.parametrize(("hidden", "projected"), [(16, 8), (12, 6)])
+def test_projected_states_stay_smaller_than_the_cells(hidden: int, projected: int) -> None:
+    """PyTorch would take cells that are as many as what they are projected to for an LSTM without projections."""
+
+    class Projecting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(6, hidden, proj_size=projected), nn.Linear(projected, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.lstm(x)[0])  # type: ignore[no-any-return]
+
+    model: Any = randomise(Projecting().double()).eval()
+    x = torch.randn(5, 2, 6, dtype=torch.float64)
+    plan = sp.plan(sp.analyze(model, x), ratio=0.5, exclude="lstm.weight_hr_l0")
+    assert "cells" in plan.notes[0]
+    assert sp.verify(model, plan, x).ok
+    assert assert_exact(model, x).model.lstm.proj_size == projected // 2

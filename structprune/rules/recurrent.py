@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..labels import IntArray, Labels
+from ..nodes import Node
+from .checks import View
 from .contraction import place
 from .site import Site, rule
+
+
+@dataclass
+class Projected:
+    """PyTorch tells an LSTM with projections by the sizes of its two states, which must not become the same."""
+
+    node: Node
+    labels: list[IntArray]  # of what it puts out, and of its cells
+    why: str = "an LSTM's cells must not be as many as what they are projected to"
+
+    def holds(self, view: View) -> bool:
+        first, second = (int((~view.gone(labels)).sum()) for labels in self.labels)
+        return first != second
 
 
 def _unit(site: Site, input: Labels, weights: Sequence[Labels], state: Labels) -> tuple[IntArray | None, ...]:
@@ -27,6 +43,10 @@ def _unit(site: Site, input: Labels, weights: Sequence[Labels], state: Labels) -
         out = site.join(projection, 0, state, -1)
         site.produce(out)
         cells = site.vector(projection, 1)
+        if out is not None or cells is not None:
+            sizes = [np.zeros(n, np.int64) for n in projection.shape]  # where a size is fixed
+            both = [known if known is not None else size for known, size in zip((out, cells), sizes, strict=True)]
+            site.checks.append(Projected(site.node, both))
     for weight in (inside, recurrent, *biases):
         rows = site.vector(weight, 0)
         site.produce(rows if weight.ndim == 2 else None)

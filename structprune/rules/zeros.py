@@ -8,7 +8,7 @@ known to be zero is taken not to be.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -274,7 +274,7 @@ def _at_zero(node: Node) -> bool:
         return False
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
     """`args` are constants in a tuple of one, and None where there was a tensor."""
     if any(isinstance(v, Node) for _, v in kwargs):
