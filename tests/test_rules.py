@@ -150,6 +150,17 @@ USES: dict[str, list[Use]] = {
         8,
         lambda h, m, x: torch.einsum("nchw,kc->nkhw", h, m.square),
         lambda h, m, x: torch.einsum("nchw,c->nchw", h, m.vector),
+        lambda h, m, x: torch.einsum("nchw->nhw", h),
+        lambda h, m, x: torch.einsum("nchw,nd->nd", h, x.mean((2, 3))),
+        lambda h, m, x: torch.einsum("nchw,nd->nchw", h.sigmoid(), x.mean((2, 3))),
+        lambda h, m, x: torch.einsum("nchw,kcd,d->nkhw", h, m.third, m.vector),
+        lambda h, m, x: torch.einsum("nchw,nchw,kc->nkh", h, h.sigmoid(), m.square),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.einsum("nchw->nhw", h.sigmoid()),
+        lambda h, m, x: torch.einsum("nchw,nd->nd", h.sigmoid(), m.b(x).mean((2, 3))),
+        lambda h, m, x: torch.einsum("nchw,nd,k->nk", h.exp(), x.mean((2, 3)), m.vector),
     ),
     "scaled_dot_product_attention": use(
         8, lambda h, m, x: F.scaled_dot_product_attention(x.flatten(2).mT, x.flatten(2).mT, h.flatten(2).mT)

@@ -79,7 +79,7 @@ def addmm(site: Site, input: Labels, a: Labels, b: Labels, **factors: Any) -> La
 def einsum(site: Site, equation: Any, *operands: Any) -> Any:
     """Letters are dimensions: those that share one are coupled, those missing on the right are summed over."""
     values = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
-    if not isinstance(equation, str) or "." in equation or len(values) > 2:
+    if not isinstance(equation, str) or "." in equation:
         return site.unknown(values)
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -87,30 +87,31 @@ def einsum(site: Site, equation: Any, *operands: Any) -> Any:
         return site.unknown(values)
     if "->" not in equation:
         right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    zero = site.zero(*values)
     for letter in sorted(set("".join(terms)) - set(right)):
-        values = _sum_letter(site, terms, values, letter, zero)
+        values = _sum_letter(site, terms, values, letter)
     aligned = [_align(value, term, right) for value, term in zip(values, terms, strict=True)]
-    if len(values) == 2:
+    if len(values) > 1:
         for value, term in zip(values, terms, strict=True):
             if site.is_parameter(value):
-                for letter in set(term) & set(right):
+                for letter in sorted(set(term) & set(right)):
                     site.produce(value.along(term.index(letter)))
     return site.broadcast(aligned, site.shape)
 
 
-def _sum_letter(site: Site, terms: list[str], values: list[Labels], letter: str, zero: bool) -> list[Labels]:
+def _sum_letter(site: Site, terms: list[str], values: list[Labels], letter: str) -> list[Labels]:
+    """Indices of the operands that share a letter go together, if one of these operands is zero there."""
     holders = [i for i, term in enumerate(terms) if letter in term]
     values = list(values)
     for i in holders:
         values[i] = _whole(site, values[i], terms[i].index(letter))
     found = [values[i].along(terms[i].index(letter)) for i in holders]
-    if len(found) == 2 and all(f is not None for f in found) and zero:
-        site.couple(found[0].reshape(-1), found[1].reshape(-1))  # type: ignore[union-attr]
-    elif not (len(found) == 1 and zero):
-        for labels in found:
-            if labels is not None:
-                site.fix(labels, f"einsum sums over {letter}")
+    labelled = [labels.reshape(-1) for labels in found if labels is not None]
+    if len(labelled) == len(found) and site.zero(*(values[i] for i in holders)):
+        for labels in labelled[1:]:
+            site.couple(labelled[0], labels)
+    else:
+        for labels in labelled:
+            site.fix(labels, f"einsum sums over {letter}")
     return values
 
 
