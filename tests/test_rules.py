@@ -246,7 +246,13 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h[:, :, :1].expand(-1, -1, 4, -1),
         lambda h, m, x: m.vector.expand(*h.shape[:2]) + h.mean((2, 3)),
     )
-    + use(0, lambda h, m, x: m.vector.expand(2, 8) + h.mean((2, 3))),
+    + use(
+        0,
+        lambda h, m, x: m.vector.expand(2, 8) + h.mean((2, 3)),
+        lambda h, m, x: F.conv2d(  # its kernel is no zero where a channel goes
+            F.pad(h.sigmoid(), (4, 4, 4, 4)), m.square[None, None].expand(h.size(1), 1, 5, 8), groups=h.size(1)
+        ).sum(1),
+    ),
     "expand_as": use(8, lambda h, m, x: h[:, :, :1].expand_as(h), lambda h, m, x: h + x[:, :1].expand_as(h)),
     "broadcast_to": use(8, lambda h, m, x: torch.broadcast_to(h[:, :, :1], h.shape)),
     "broadcast_tensors": use(

@@ -100,6 +100,10 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return not node.meta["plain"]  # a plain tensor attribute is cut, but not masked
     if op in ("zeros", "new_zeros", "zeros_like"):
         return True
+    if op == "item" and not (node.meta["dtype"].is_floating_point or node.meta["dtype"].is_complex):  # positions
+        return False
+    if op in ("expand", "expand_as", "broadcast_to") and _spread(inputs[0], [node], values):  # to as many as there are
+        return False
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
         return all(zero(n) for n in inputs if n.meta["op"] != "parameter" and n is not inputs[0])
     if op in ("embedding", "embedding_bag"):

@@ -1,0 +1,90 @@
+"""What is taken to be zero in the masked original is zero there: every value of every model of the other tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import masked_original, named_state, randomise
+from models import CASES
+from test_rules import USES, build
+from test_spellings import SPELLINGS
+from torch import Tensor, nn
+
+import structprune as sp
+from structprune import trace
+from structprune.inventory import Inventory
+from structprune.labels import Labels
+from structprune.nodes import Graph, Node
+from structprune.prepare import calls_of
+from structprune.recorder import Recorder
+from structprune.rules import has_rule
+from structprune.rules.zeros import is_zero
+from structprune.swaps import stand_ins
+
+
+class Watching(Recorder):
+    """Keeps what every operation computed."""
+
+    def bind(self, node: Node, out: Any) -> None:
+        super().bind(node, out)
+        if isinstance(out, Tensor) and not out.is_nested:
+            node.meta["computed"] = out.detach().clone()
+
+
+def computed(model: nn.Module, inputs: Any, monkeypatch: pytest.MonkeyPatch) -> Graph:
+    """A trace of a model in eval mode, with values."""
+    monkeypatch.setattr(trace, "Recorder", Watching)
+    call = calls_of(inputs)[0]
+    return trace._trace(Inventory(model), call, has_rule, stand_ins(), (), [], computing=True).program.graph
+
+
+def check(model: nn.Module, inputs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The operations whose results were taken to be zero and are not; those that are right count as `""`."""
+    space = (graph := sp.analyze(model, inputs)).space
+    try:
+        plan = sp.plan(graph, ratio=0.5)
+    except sp.NothingToPruneError:
+        return
+    masked = masked_original(model, plan)
+    view, state = graph.under(plan), named_state(masked)
+    nodes, again = space.programs[0].graph.nodes, computed(masked, inputs, monkeypatch).nodes
+    assert [n.meta["op"] for n in nodes] == [n.meta["op"] for n in again]
+    memo: dict[Node, bool] = {}
+    known: dict[Node, bool] = {}
+    for node, other in zip(nodes, again, strict=True):
+        labels = space.values[node]
+        if not isinstance(labels, Labels) or not is_zero(node, space.values, memo, known):
+            continue
+        value = other.meta.get("computed", state.get(node.meta.get("tensor", "")))
+        for coordinate in labels.coordinates if value is not None else ():
+            gone = torch.from_numpy(np.broadcast_to(view.gone(coordinate), tuple(value.shape)).copy())
+            yield f"{node.meta['op']} at {node.meta['where']}" if value[gone].any() else ""
+
+
+def wrong(cases: Iterable[tuple[str, nn.Module, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All mistakes; that most values were looked at is checked, too."""
+    found: list[str] = []
+    looked = number = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, (name, model, inputs) in enumerate(cases, 1):
+            for what in check(model.eval(), inputs, monkeypatch):
+                looked += 1
+                found += [f"{name}: {what}"] if what else []
+    assert looked > 2 * number > 0
+    return found
+
+
+def test_couplings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not wrong(((case.name, case.make(), case.example()) for case in CASES), monkeypatch)
+
+
+@pytest.mark.parametrize("table", [USES, SPELLINGS], ids=["rules", "spellings"])
+def test_operations(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uses = ((name, use) for name, uses in table.items() for use in uses)
+    assert not wrong(((name, randomise(build(use)), use.example) for name, use in uses), monkeypatch)
