@@ -44,7 +44,7 @@ class _Comparable(TorchFunctionMode):
             args = (*args[:position], 0.0, *args[position + 1 :]) if len(args) > position else args
             kwargs = {k: 0.0 if k == "dropout_p" else v for k, v in kwargs.items()}
         if name == "rrelu":  # slopes are drawn in train mode alone
-            args, kwargs = (*args[:3], False, *args[4:]) if len(args) > 3 else args, {**kwargs}
+            args = (*args[:3], False, *args[4:]) if len(args) > 3 else args
             kwargs = {k: False if k == "training" else v for k, v in kwargs.items()}
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             args = tuple(0.0 if type(a) is float else a for a in args)

@@ -18,17 +18,41 @@ from .normalization import Fold, Swap
 WHY = "its RMS norm would need another weight or epsilon, which something else takes as well"
 
 
+class _Takers:
+    """The operations that take parameters by name, and attributes by module and name; None stands for Python."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self.of_parameters: dict[str, set[Node | None]] = defaultdict(set)
+        self.of_attributes: dict[tuple[str, str], set[Node | None]] = defaultdict(set)
+        for program in programs:
+            looks = [leaf for guard in program.guards for leaf in leaves(guard.origin)]
+            self._note((*program.seen, *looks), None)
+            for node in program.graph.nodes:
+                if node.meta["op"] == "parameter":
+                    self.of_parameters[node.meta["tensor"]].update(node.users)
+                else:
+                    self._note(_attributes((node.args, node.kwargs)), node)
+
+    def _note(self, found: Iterable[Any], taker: Node | None) -> None:
+        for leaf in found:
+            if isinstance(leaf, AttributeOf):
+                self.of_attributes[leaf.module, leaf.name].add(taker)
+
+
 def held_folds(
     norms: Sequence[Swap | Fold], programs: Sequence[Program], modules: Mapping[str, nn.Module], couplings: Couplings
 ) -> list[Swap | Fold]:
     """The norms with something else in place of folds that do not hold: a swap, or labels that stay."""
+    if not any(isinstance(norm, Fold) for norm in norms):
+        return list(norms)
+    takers = _Takers(programs)
     by_path: dict[str, list[Swap | Fold]] = defaultdict(list)
     for norm in norms:
         by_path[norm.path].append(norm)
     found: list[Swap | Fold] = []
     for path, here in by_path.items():
         folds = [norm for norm in here if isinstance(norm, Fold)]
-        if not folds or (len(folds) == len(here) and _hold(folds, modules[path], programs)):
+        if not folds or (len(folds) == len(here) and _hold(folds, modules[path], takers)):
             found += here
             continue
         for norm in here:
@@ -41,28 +65,15 @@ def held_folds(
     return found
 
 
-def _hold(folds: Sequence[Fold], module: nn.Module, programs: Sequence[Program]) -> bool:
+def _hold(folds: Sequence[Fold], module: nn.Module, takers: _Takers) -> bool:
     """Whether the folds of one module are alike, and alone in taking its weight, its epsilon and its shape."""
     first = folds[0]
     if len({fold.same() for fold in folds}) > 1 or uncounted(type(module)) is not type(module):
         return False
-    names = {(first.path, first.attribute), (first.path, first.shape.name if first.shape else "")}
-    takers = {taker for fold in folds for taker in fold.takers}
-    for program in programs:
-        looks = [leaf for guard in program.guards for leaf in leaves(guard.origin)]
-        if any(_among(leaf, names) for leaf in (*program.seen, *looks)):
-            return False
-        for node in program.graph.nodes:
-            if node.meta["op"] == "parameter":
-                if node.meta["tensor"] == first.parameter and not takers.issuperset(node.users):
-                    return False
-            elif node not in takers and any(_among(leaf, names) for leaf in _attributes((node.args, node.kwargs))):
-                return False
-    return True
-
-
-def _among(leaf: Any, names: set[tuple[str, str]]) -> bool:
-    return isinstance(leaf, AttributeOf) and (leaf.module, leaf.name) in names
+    own = {taker for fold in folds for taker in fold.takers}
+    attributes = [first.attribute, *([first.shape.name] if first.shape else [])]
+    taken = [takers.of_parameters[first.parameter], *(takers.of_attributes[first.path, name] for name in attributes)]
+    return all(own.issuperset(some) for some in taken)
 
 
 def _attributes(value: Any) -> Iterator[Any]:
