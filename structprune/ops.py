@@ -38,6 +38,9 @@ VIEWS = frozenset(
     alpha_dropout feature_dropout feature_alpha_dropout""".split()
 )
 
+# Fourier transforms, along one dimension, two or several.
+TRANSFORMS = frozenset(f"fft_{way}fft{dims}" for way in ("", "i", "r", "ir", "h", "ih") for dims in ("", "2", "n"))
+
 # Values handed to Python; `Tensor.float()` and the like keep their plain names.
 _CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__contains__"})
 _BY_OBJECT = {torch.nn.functional.unfold: "im2col", torch.nn.functional.fold: "col2im"}  # unlike Tensor.unfold

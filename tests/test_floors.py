@@ -23,8 +23,8 @@ FLOORS = """
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
-    rules.reduction rules.spatial recorder
-    constant_rules mermaid plan rules.folds trace rules.indexing rules.recurrent rules.shaping rules.written
+    rules.reduction recorder
+    constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask modes roles surgery
     explanation inflate kinds optimizers storage verify

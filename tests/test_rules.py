@@ -56,7 +56,7 @@ class Around(nn.Module):
 def rows(value: Tensor) -> Tensor:
     """As real numbers, with everything but the first dimension in a row."""
     if value.is_complex():
-        value = torch.view_as_real(value)
+        value = torch.view_as_real(value.resolve_conj())
     value = value.to(torch.float64)
     return value.flatten(1) if value.ndim > 1 else value[None]
 
@@ -79,6 +79,26 @@ def function_of_space(name: str) -> list[Use]:
     """torch.<name>(h, dim), over space and over channels."""
     function = getattr(torch, name)
     return use(8, lambda h, m, x: function(h, dim=3)) + use(0, lambda h, m, x: function(h, dim=1))
+
+
+def fourier(name: str, size: str) -> list[Use]:
+    """torch.fft.<name>, over space and over channels; the two-sided ones halve what they give."""
+    function = getattr(torch.fft, name)
+    several = size == "s"
+    space, channels, four = ((2, 3), (1, 2), (4, 4)) if several else (3, 1, 4)
+    return (
+        use(8, lambda h, m, x: function(h, dim=space), lambda h, m, x: function(h, four, space))
+        + use(8, *([lambda h, m, x: function(h)] if not name.endswith("n") else []))
+        + use(8, *([lambda h, m, x: function(h, s=(4, 4))] if name.endswith("n") else []))
+        + use(0, lambda h, m, x: function(h, dim=channels), lambda h, m, x: function(h.mT.transpose(1, 3)))
+    )
+
+
+def shifted(name: str) -> list[Use]:
+    function = getattr(torch.fft, name)
+    return use(8, lambda h, m, x: function(h, (2, 3)), lambda h, m, x: function(h, dim=3)) + use(
+        0, lambda h, m, x: function(h), lambda h, m, x: function(h, (1,))
+    )
 
 
 def complex_of(h: Tensor) -> Tensor:
@@ -146,6 +166,10 @@ USES: dict[str, list[Use]] = {
             h.flatten(2), m.b(x).flatten(2), x[:, :1, :, :].flatten(1)[:, :, None] * x[:, :1].flatten(1)[:, None]
         ),
     ),
+    **{f"fft_{way}fft": fourier(f"{way}fft", "n") for way in ("", "i", "r", "ir", "h", "ih")},
+    **{f"fft_{way}fft{n}": fourier(f"{way}fft{n}", "s") for way in ("", "i", "r", "ir", "h", "ih") for n in ("2", "n")},
+    "fft_fftshift": shifted("fftshift"),
+    "fft_ifftshift": shifted("ifftshift"),
     "einsum": use(
         8,
         lambda h, m, x: torch.einsum("nchw,kc->nkhw", h, m.square),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..labels import Labels
+from ..ops import TRANSFORMS
+from .reduction import dims_of
 from .site import Site, labels_in, rule
 
 
@@ -159,3 +161,21 @@ def affine_grid(site: Site, theta: Labels, size: Any, *args: Any, **kwargs: Any)
     """Two or three rows of a matrix: nothing to remove."""
     site.freeze("it holds affine matrices", *labels_in(theta))
     return Labels(site.shape)
+
+
+@rule(*sorted(TRANSFORMS))
+def transform(site: Site, input: Labels, size: Any = None, dim: Any = (), *args: Any, **kwargs: Any) -> Labels:
+    """Along the dimensions it runs over every value depends on all; the others pass through."""
+    size = kwargs.get("n", kwargs.get("s", size))
+    if dim == ():
+        dim = {"2": (-2, -1), "n": None}.get(site.name[-1], -1)
+    if dim is None and size is not None:
+        dim = range(-len(size), 0)
+    dims = dims_of(input, dim if dim is None or isinstance(dim, int) else list(dim))
+    return Labels(site.shape, site.hold(input, dims, f"{site.name} runs along it").coordinates)
+
+
+@rule("fft_fftshift", "fft_ifftshift")
+def shift(site: Site, input: Labels, dim: Any = None) -> Labels:
+    """Half of a dimension changes places with the other half."""
+    return Labels(site.shape, site.hold(input, dims_of(input, dim), f"{site.name} moves it").coordinates)

@@ -15,7 +15,7 @@ import torch
 
 from ..labels import Labels, varying
 from ..nodes import Node
-from ..ops import VIEWS, is_pointwise
+from ..ops import TRANSFORMS, VIEWS, is_pointwise
 
 Values = Mapping[Node, Any]
 
@@ -30,8 +30,9 @@ _KEEP = frozenset(
     linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
-    ps_roi_pool""".split()
-)
+    ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
+    positive""".split()
+).union(TRANSFORMS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
 )
