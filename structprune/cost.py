@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .labels import Labels
 from .nodes import Node
 from .rules.checks import View
+from .shapes import einsum_terms
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
@@ -49,16 +50,19 @@ def products(node: Node) -> list[list[Dim]]:
     return []
 
 
+def einsum_of(node: Node) -> tuple[list[str], str, list[Node]]:
+    """The letters of every operand and of the result, and the operands; nothing where the notation is another."""
+    given = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    operands = [a for a in given if isinstance(a, Node)]
+    spelled = einsum_terms(node.args[0], [len(a.meta["shape"]) for a in operands])
+    return (*spelled, operands) if spelled is not None else ([], "", [])
+
+
 def _einsum(node: Node) -> list[list[Dim]]:
-    """The product over all letters, where two operands meet and something is summed over."""
-    equation, operands = node.args[0], node.all_input_nodes
-    if not isinstance(equation, str) or "." in equation:
-        return []
-    terms, _, right = equation.replace(" ", "").partition("->")
-    letters = {
-        c: dim for t, o in zip(terms.split(","), operands, strict=False) for c, dim in zip(t, dims(o), strict=True)
-    }
-    return [list(letters.values())] if "," in terms and (not right or set(letters) - set(right)) else []
+    """The product over all letters, where operands meet and something is summed over."""
+    terms, right, operands = einsum_of(node)
+    letters = {c: dim for t, o in zip(terms, operands, strict=True) for c, dim in zip(t, dims(o), strict=True)}
+    return [list(letters.values())] if len(terms) > 1 and set(letters) - set(right) else []
 
 
 def _recurrent(node: Node) -> list[list[Dim]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .analysis import Space
+from .cost import einsum_of
 from .labels import BoolArray, IntArray, Labels
 from .nodes import Node
 from .rules.site import labels_in
@@ -72,10 +73,11 @@ class Kinds:
         if len(values) < 2:
             return
         if node.meta["op"] == "einsum":
-            terms = str(node.args[0]).replace(" ", "").partition("->")[0].split(",")
-            batch = set(terms[0]).intersection(*terms[1:]) & set(str(node.args[0]).partition("->")[2])
-            for value, term in zip(values, terms, strict=False):
-                yield from (c for c in value.coordinates if any(c.shape[term.index(b)] > 1 for b in batch))
+            terms, right, nodes = einsum_of(node)
+            batch = set(right).intersection(*terms)
+            for one, term in zip(nodes, terms, strict=True):
+                found = self._space.values[one].coordinates if one.meta["op"] != "parameter" else ()
+                yield from (c for c in found if any(c.shape[term.index(b)] > 1 for b in batch))
             return
         for value in values[:3]:
             yield from (c for c in value.coordinates if any(n > 1 for n in c.shape[:-2]))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..labels import IntArray, Labels, varying
+from ..shapes import einsum_terms
 from .site import Site, rule
 
 
@@ -79,14 +80,10 @@ def addmm(site: Site, input: Labels, a: Labels, b: Labels, **factors: Any) -> La
 def einsum(site: Site, equation: Any, *operands: Any) -> Any:
     """Letters are dimensions: those that share one are coupled, those missing on the right are summed over."""
     values = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
-    if not isinstance(equation, str) or "." in equation:
+    spelled = einsum_terms(equation, [value.ndim for value in values])
+    if spelled is None:
         return site.unknown(values)
-    left, _, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if any(len(set(t)) < len(t) for t in terms) or len(terms) != len(values):
-        return site.unknown(values)
-    if "->" not in equation:
-        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    terms, right = spelled
     for letter in sorted(set("".join(terms)) - set(right)):
         values = _sum_letter(site, terms, values, letter)
     aligned = [_align(value, term, right) for value, term in zip(values, terms, strict=True)]
