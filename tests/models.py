@@ -1965,10 +1965,10 @@ for name, units, statements, kept in (
     ("min(h.shape[1], 100)", [8], lambda m, h, g: h[:, : min(h.shape[1], 100)] + g, {}),
     ("cdist", [], lambda m, h, g: h + torch.cdist(g, g), {"a.weight[0]": "", "b.weight[0]": "cdist has no rule"}),
     (
-        "fft over space",
+        "an operation without a rule",
         [],
-        lambda m, h, g: torch.fft.fft(h).real + g,
-        {"a.weight[0]": "fft_fft has no rule", "b.weight[0]": ""},
+        lambda m, h, g: torch.renorm(h, 2, 0, 1.0) + g,
+        {"a.weight[0]": "has no rule", "b.weight[0]": ""},
     ),
     ("numpy round trip", [], lambda m, h, g: h + torch.from_numpy(g.detach().numpy() * 2), ABOVE),
     ("tolist", [], lambda m, h, g: h + torch.tensor(g.tolist(), dtype=h.dtype), ABOVE),

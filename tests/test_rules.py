@@ -525,7 +525,18 @@ USES: dict[str, list[Use]] = {
     "max_unpool1d": use(
         8, lambda h, m, x: F.max_unpool1d(*F.max_pool1d(h, 2, return_indices=True), 2), example=SEQUENCE
     ),
-    "max_unpool2d": use(8, lambda h, m, x: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2)),
+    "max_unpool2d": use(
+        8,
+        lambda h, m, x: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2),
+        lambda h, m, x: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2, output_size=h.shape),
+        lambda h, m, x: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2, 2, 0, h.size()[2:]),
+    )
+    + use(
+        0,
+        lambda h, m, x: F.max_unpool2d(
+            *F.max_pool2d(h, 2, return_indices=True), 2, output_size=[h.size(1) // 2, h.size(1) // 2]
+        ),
+    ),
     "max_unpool3d": use(8, lambda h, m, x: F.max_unpool3d(*F.max_pool3d(h, 2, return_indices=True), 2), example=VOLUME),
     "fractional_max_pool2d": use(
         8,

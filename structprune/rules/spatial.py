@@ -34,9 +34,11 @@ def pool(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
 
 @rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
 def unpool(site: Site, input: Labels, indices: Labels, *args: Any, **kwargs: Any) -> Any:
-    """The indices count within a channel, so channels stay channels."""
-    together = site.broadcast([input, indices], input.shape)
-    return _pass(site, together, int(site.name[-2]))
+    """The indices count within a channel, so channels stay channels; of a whole shape the last sizes count."""
+    rank = int(site.name[-2])
+    given = next((a for a in (*args, *kwargs.values()) if isinstance(a, list | tuple) and len(a) > rank), ())
+    site.followed.update(id(size) for size in given[:-rank])
+    return _pass(site, site.broadcast([input, indices], input.shape), rank)
 
 
 @rule("interpolate", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
