@@ -10,6 +10,8 @@ pruned model must get the same answer.
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -176,6 +178,9 @@ for _name in ("neg", "abs"):
     setattr(Size, f"__{_name}__", _unary(getattr(operator, _name), _derive))
 for _name, _kind in (("float", float), ("int", int), ("bool", bool), ("str", str)):
     setattr(Size, f"__{_name}__", _unary(_kind, _observe))
+for _name in ("bit_length", "bit_count", "as_integer_ratio", "to_bytes"):
+    _method = getattr(int, _name)
+    setattr(Size, _name, lambda self, *args, _method=_method: _observe(_method, self, *args))
 # A number put into a text may be part of a name that is looked up; whole shapes (`repr`) are only ever shown.
 Size.__repr__ = int.__repr__  # type: ignore[method-assign, assignment]
 Size.__format__ = lambda self, spec: format(_observe(int, self), spec)  # type: ignore[method-assign]
@@ -183,6 +188,31 @@ for _name in ("pos", "trunc", "floor", "ceil", "round"):
     setattr(Size, f"__{_name}__", lambda self, digits=None: self)
 Size.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign, assignment, misc]
 Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment, misc]
+
+
+# Functions that take an integer as it is, without asking it for anything.
+_GREEDY = ("log", "log2", "log10", "isqrt", "gcd", "lcm", "comb", "perm", "factorial", "ldexp")
+
+
+@contextmanager
+def arithmetic_watched() -> Iterator[None]:
+    """Functions of `math` that would take a size for any integer: what they answer is watched meanwhile."""
+    before = {name: getattr(math, name) for name in _GREEDY}
+
+    def watching(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def watched(*args: Any) -> Any:
+            return _observe(function, *args) if any(isinstance(a, Size) for a in args) else function(*args)
+
+        return watched
+
+    try:
+        for name, function in before.items():
+            setattr(math, name, watching(function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(math, name, function)
 
 
 _LISTS = frozenset({tuple, list})

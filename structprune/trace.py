@@ -21,7 +21,7 @@ from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
 from .restoring import Contents, other_random_numbers_kept
 from .rewriting import stated
-from .sizes import guarding, remember_attributes
+from .sizes import arithmetic_watched, guarding, remember_attributes
 from .unseen import seen_scripts
 
 _ALONE = threading.RLock()  # one trace at a time: each gives modules other attributes meanwhile
@@ -133,6 +133,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder, switching: bool) -> N
         ):
             stack.callback(handle.remove)
         stack.enter_context(guarding(recorder.report))
+        stack.enter_context(arithmetic_watched())
         stack.enter_context(recorder)
         try:
             if switching:

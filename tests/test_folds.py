@@ -72,6 +72,37 @@ class BesideAnother(Norm):
         return out / (out.square().mean(-1, keepdim=True) + 0.3)
 
 
+class Rounded(Norm):
+    """A quotient that is rounded does not grow with its divisor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.div(x, (x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt(), rounding_mode="floor") * self.weight
+
+
+class Squared(Norm):
+    """The inverse root twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inverse = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return inverse * inverse * self.weight * x
+
+
+class ByKeyword(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.pow(x.pow(2).mean(-1, keepdim=True) + self.eps, exponent=0.5) * self.weight
+
+
+class OneNumber(Norm):
+    """A gain for all channels, which is not cut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
 class OneEpsilonForTwo(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,7 +152,8 @@ FOLDED: list[Callable[[], nn.Module]] = [
 SWAPPED: list[Callable[[], nn.Module]] = [
     lambda: EpsilonTwice(16), lambda: EpsilonInPython(16), lambda: Written(16), lambda: OneEpsilonForTwo(16),
     lambda: nn.RMSNorm(16), lambda: Gained(16, eps=0.1), lambda: Lifted(16, eps=0.1), lambda: Averaged(16, eps=0.1),
-    lambda: BesideAnother(16), lambda: WeightInTraining(16),
+    lambda: BesideAnother(16), lambda: WeightInTraining(16), lambda: Rounded(16), lambda: Squared(16),
+    lambda: ByKeyword(16), lambda: OneNumber(16),
 ]  # fmt: skip
 
 

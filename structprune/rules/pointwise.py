@@ -26,8 +26,10 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule("to", "type_as", "as_tensor", "asarray")
-def convert(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """Of another tensor only its dtype and device are taken."""
+def convert(site: Site, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of another tensor only its dtype and device are taken. Numbers become a tensor, too."""
+    if not isinstance(input, Labels):
+        return site.unknown(input)
     return Labels(site.shape, input.coordinates)
 
 

@@ -5,6 +5,7 @@ See `structprune.counting` for the subclass. All other means and variances over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,21 +110,29 @@ def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | N
         return None
     eps = _only_user(site.node, "add")
     root = _only_user(eps, "rsqrt", "sqrt", "pow")
-    inverse = root is not None and (root.meta["op"] == "rsqrt" or (root.meta["op"] == "pow" and root.args[1] == -0.5))
+    power = {"rsqrt": -0.5, "sqrt": 0.5}.get(root.meta["op"], root.args[1:]) if root is not None else None
+    inverse = power in (-0.5, (-0.5,))
     scaled = _only_user(root, "mul" if inverse else "div")
     out = _only_user(scaled, "mul")
-    if eps is None or root is None or scaled is None or out is None:
+    if eps is None or root is None or not _of_two(scaled) or not _of_two(out):
         return None
-    if not inverse and ((root.meta["op"] == "pow" and root.args[1] != 0.5) or scaled.args[0] is root):
+    if not inverse and (power not in (0.5, (0.5,)) or scaled.args[0] is root):  # type: ignore[union-attr]
         return None
     constants = [a for a in eps.args if isinstance(a, float)]
-    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]
+    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]  # type: ignore[union-attr]
     if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
         return None
     name = site.attribute_holding(constants[0])
     weight, offset = weights[0]
+    if math.prod(weight.meta["shape"]) != labels.size:
+        return None
     takers = (eps, *weight.users)
     return Fold(weight.meta["tensor"], site.path, name, labels, takers, instead, offset=offset) if name else None
+
+
+def _of_two(node: Node | None) -> bool:
+    """Whether an operation takes two values once each, and nothing else."""
+    return node is not None and len(node.args) == len(node.all_input_nodes) == 2 and not node.kwargs
 
 
 def _scale(node: Node) -> tuple[Node, float] | None:
