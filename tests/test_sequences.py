@@ -717,3 +717,22 @@ def test_projected_states_stay_smaller_than_the_cells(hidden: int, projected: in
     assert "cells" in plan.notes[0]
     assert sp.verify(model, plan, x).ok
     assert assert_exact(model, x).model.lstm.proj_size == projected // 2
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_sequences_whose_lengths_are_a_list(kind: Any) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.layer, self.b = nn.Linear(6, 8), kind(8, 8, batch_first=True), nn.Linear(8, 3)
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            h = h + self.down(self.up(h).relu())
+            packed = nn.utils.rnn.pack_padded_sequence(h, [5, 4], batch_first=True)
+            return self.b(nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)[0])  # type: ignore
+
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    result = sp.prune(randomise(Packed().double()).eval(), x, ratio=0.5)
+    assert len(result.plan.kept["up.weight"][0]) == 8
