@@ -23,7 +23,7 @@ from .mask import mask as mask_model
 from .modes import traced
 from .plan import PruningPlan
 from .planning import plan
-from .prepare import calls_of, check_model, check_placement, unwrap
+from .prepare import calls_of, check_flag, check_model, check_placement, unwrap
 from .report import Report
 from .rewriting import check_rigid, rewrites
 from .stock import check_norm
@@ -118,6 +118,8 @@ def prune(
     `model` is as it was.
     """
     start = time.perf_counter()
+    check_flag(verify, "verify")
+    check_flag(inplace, "inplace")
     model = unwrap(model)
     if ratio is not None:
         check_ratio(ratio)  # before the model runs

@@ -132,7 +132,7 @@ def check_fraction(value: Any, name: str) -> float:
 
 def choose(graph: ChannelGraph, selectors: Any, argument: str) -> Choice:
     """What one selector names, or several: patterns, kinds, modules, types of modules."""
-    single = isinstance(selectors, str | type | nn.Module | Tensor) or not isinstance(selectors, Iterable)
+    single = isinstance(selectors, str | type | nn.Module | Tensor | np.ndarray) or not isinstance(selectors, Iterable)
     names: set[str] = set()
     others: set[str] = set()
     kinds: set[str] = set()

@@ -22,24 +22,34 @@ BOUND = (
 def deep_value(value: Any, memo: dict[int, Any], name: str) -> Any:
     """`copy.deepcopy` of an attribute called `name`; raises UnsupportedModelError."""
     try:
-        return copy.deepcopy(value, memo)
+        copied = copy.deepcopy(value, memo)
     except Exception as error:  # whatever the user's code raises
         raise UnsupportedModelError(
             f"the model cannot be copied: {name or 'the model'} ({type(value).__name__}) does not allow it ({error}); "
             "pass inplace=True to prune the model itself, with verify=False, since a verification needs copies too"
         ) from error
+    if isinstance(value, nn.Module) and (copied is value or not isinstance(copied, nn.Module)):
+        what = "itself" if copied is value else f"a {type(copied).__name__}"
+        raise UnsupportedModelError(f"the model cannot be copied: the copy of {name or 'the model'} is {what}")
+    return copied
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """`copy.deepcopy` of a model; raises UnsupportedModelError with the attribute that does not allow it."""
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:  # the same
         for path, module in model.named_modules():
             for key, value in vars(module).items():
                 if key not in ("_modules", "_parameters", "_buffers"):
                     deep_value(value, {}, f"{path}.{key}" if path else key)
         raise UnsupportedModelError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
+    if not isinstance(copied, nn.Module):
+        raise UnsupportedModelError(f"the model cannot be copied: its copy is a {type(copied).__name__}")
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())} - set(memo or ())
+    if any(id(tensor) in own for tensor in (*copied.parameters(), *copied.buffers())):
+        raise UnsupportedModelError("the model cannot be copied: its copy shares parameters with it (see __deepcopy__)")
+    return copied
 
 
 def check_free(function: FunctionType, name: str, paths: Mapping[int, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +21,7 @@ from .latency import Latency
 from .optimizers import follower
 from .plan import PruningPlan
 from .planning import plan, split_target
-from .prepare import unwrap
+from .prepare import check_flag, unwrap
 from .progress import Checkpoint, read_checkpoint, write_checkpoint
 from .schedules import cuts
 from .storage import path_of
@@ -97,6 +98,8 @@ def iterate(
         raise ArgumentError("give iterate a target, {'macs': 0.5}, or a ratio")
     if ratio is not None:
         check_ratio(ratio)
+    check_flag(inplace, "inplace")
+    check_flag(verify, "verify")
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
     averages = [_averaged(average) for average in _several(ema, nn.Module, "ema")]
     model = unwrap(model)
@@ -144,7 +147,8 @@ def _goals(
 
 def _several(value: Any, kind: type, name: str) -> list[Any]:
     """One or several as a list."""
-    found = [value] if isinstance(value, kind) or not isinstance(value, Iterable) else list(value)
+    one = isinstance(value, kind | torch.Tensor | np.ndarray | str | Mapping) or not isinstance(value, Iterable)
+    found = [value] if one else list(value)
     for one in found:
         if not isinstance(one, kind):
             raise ArgumentTypeError(f"{name} must be a {kind.__module__}.{kind.__name__}, not {type(one).__name__}")

@@ -107,7 +107,8 @@ class _Again(nn.Module):
 def _naming(word: str, module: nn.Module) -> frozenset[str]:
     """The methods of a module, outside torch.nn, whose code names an attribute, or calls what does."""
     kind: Any = type(module)
-    return _methods_naming(word, kind)
+    own = [key for key, value in vars(module).items() if type(value) is FunctionType and _names(word, value)]
+    return _methods_naming(word, kind).union(own) if own else _methods_naming(word, kind)
 
 
 @functools.cache
@@ -117,8 +118,14 @@ def _methods_naming(word: str, kind: Any) -> frozenset[str]:
         for base in kind.__mro__
         if not base.__module__.startswith("torch.nn") and base is not object
         for name, member in vars(base).items()
-        if isinstance(member, FunctionType) and name not in ("train", "eval") and _names(word, member)
+        if name not in ("train", "eval") and any(_names(word, function) for function in _functions_of(member))
     )
+
+
+def _functions_of(member: Any) -> list[FunctionType]:
+    """The functions that a member of a class is made of."""
+    made = member.fget if isinstance(member, property) else getattr(member, "__func__", getattr(member, "func", member))
+    return [made] if isinstance(made, FunctionType) else []
 
 
 def _names(word: str, function: FunctionType) -> bool:

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .composition import PlanDifference, compose, difference
 from .errors import ArgumentTypeError, PlanError
 from .swaps import known_swaps
+
+LONGEST = 10**8  # no dimension of a parameter has more channels
 
 SCHEMA = 2
 READS = (1, 2)  # plans of schema 1 do not say what the model becomes, and have neither shifts nor stock norms
@@ -49,7 +53,7 @@ class PruningPlan:
     def removed(self, name: str) -> dict[int, tuple[int, ...]]:
         """The indices of `name` that go, by dimension."""
         return {
-            dim: tuple(sorted(set(range(self.sizes[name][dim])) - set(indices)))
+            dim: tuple(np.delete(np.arange(self.sizes[name][dim]), indices).tolist())
             for dim, indices in self.kept.get(name, {}).items()
         }
 
@@ -200,6 +204,8 @@ def _read_kept(value: Any, path: str, sizes: dict[str, dict[int, int]]) -> Kept:
             if not dim.isdecimal() or str(int(dim)) != dim:
                 raise PlanError(f"{at}: a dimension is a number from 0, not {dim!r}")
             size = _typed(entry["of"], int, f"{at}.of")
+            if size > LONGEST:
+                raise PlanError(f"{at}.of: no dimension has {size} channels")
             kept.setdefault(name, {})[int(dim)] = _indices(entry["indices"], size, f"{at}.indices")
             sizes.setdefault(name, {})[int(dim)] = size
     return kept

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .balance import balanced
 from .collector import paused
@@ -103,7 +104,7 @@ def _read_amount(
 ) -> tuple[float | None, dict[str, float], Latency | None]:
     """How much is to go: a ratio, or targets."""
     for name, given, choices in (("scope", scope, SCOPES), ("allocation", allocation, ALLOCATIONS)):
-        if given not in choices:
+        if not isinstance(given, str) or given not in choices:
             raise ArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, not {given!r}")
     if target is None:
         if allocation != "threshold":
@@ -213,8 +214,8 @@ def included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
 def _scores(measure: Importance, group: Group) -> Scores:
     found = measure(group)
     try:
-        scores = np.asarray(found, np.float64)
-    except (TypeError, ValueError) as error:
+        scores = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentTypeError(f"an importance must return numbers; for {group.name} it returned {found!r}") from error
     if scores.shape != (len(group),):
         raise ArgumentError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ def unwrap(model: Any) -> nn.Module:
         raise UnsupportedModelError(
             "an ExportedProgram has no Python forward to prune; pass the nn.Module it was exported from"
         )
+    if isinstance(model, nn.Module) and "_modules" not in vars(model) and not isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not initialised: its __init__ must call super().__init__()"
+        )
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -29,6 +34,12 @@ def unwrap(model: Any) -> nn.Module:
     if type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
         return unwrap(model._orig_mod)
     return model
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raises ArgumentTypeError for anything but True and False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_model(parts: Inventory) -> None:
@@ -50,6 +61,20 @@ def check_model(parts: Inventory) -> None:
                 )
     for name, tensor in parts.registered.items():
         _check_tensor(name, tensor)
+    children = [[m for m in module._modules.values() if m is not None] for module in parts.modules.values()]
+    if sum(map(len, children)) >= len(children):  # some module is held twice
+        _check_no_circle(parts.model, {})
+
+
+def _check_no_circle(module: nn.Module, inside: dict[int, bool]) -> None:
+    """Raises UnsupportedModelError if a module holds itself; `inside` says of those met whether the walk is in them."""
+    inside[id(module)] = True
+    for name, child in module._modules.items():
+        if child is not None and inside.get(id(child)):
+            raise UnsupportedModelError(f"a {type(module).__name__} holds, as {name!r}, a module that holds it")
+        if child is not None and id(child) not in inside:
+            _check_no_circle(child, inside)
+    inside[id(module)] = False
 
 
 @functools.cache
@@ -123,6 +148,17 @@ def _call(one: Any) -> Call:
         if tensor.numel() == 0:
             raise ExampleInputsError(f"example_inputs holds an empty tensor of shape {tuple(tensor.shape)}")
     return call
+
+
+def check_output(output: Any) -> None:
+    """Raises UnsupportedModelError if a model returns what can be read but once, or is made when it is asked for."""
+    several = output if isinstance(output, list | tuple) else list(output.values()) if isinstance(output, dict) else []
+    for one in (output, *several):
+        if isinstance(one, Iterator | FunctionType):
+            raise UnsupportedModelError(
+                f"the model returns a {type(one).__name__}, in which its outputs cannot be seen; return tensors, in a "
+                "tuple, list, dict or dataclass"
+            )
 
 
 def explained(error: Exception, call: Call, path: str | None = None) -> ExampleInputsError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import functools
+from collections import deque
+from collections.abc import Callable, Hashable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -109,6 +111,9 @@ def _is_noise(node: Node, has_values: bool) -> bool:
     return all(n == 1 for n in node.meta.get("shape", (0, 0))[1:])
 
 
+_CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in a nest of containers, dataclasses and plain objects, in order."""
     if isinstance(value, Tensor):
@@ -116,7 +121,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, _CONTAINERS):
         for item in value:
             yield from tensors_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
@@ -124,6 +129,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, entry.name))
     elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         yield from tensors_in(vars(value))
+    elif hasattr(type(value), "__slots__") and not isinstance(value, type | int | float | str):
+        kind: Any = type(value)
+        for name in _slots(kind):
+            yield from tensors_in(getattr(value, name, None))
+
+
+@functools.cache
+def _slots(kind: Any) -> tuple[str, ...]:
+    """The attributes that the instances of a class have places for."""
+    found = [getattr(base, "__slots__", ()) for base in kind.__mro__]
+    return tuple(name for names in found for name in ((names,) if isinstance(names, str) else names))
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -12,7 +12,7 @@ follows the training; it is a scalar tensor with gradients.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -193,6 +193,6 @@ def _check_graph(graph: Any) -> None:
 def _nonnegative(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ArgumentTypeError(f"{name} must be a number, not {value!r}")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= sys.float_info.max:
         raise ArgumentError(f"{name} must be finite and at least 0; {value!r} was given")
     return float(value)

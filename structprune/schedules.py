@@ -58,5 +58,5 @@ def cuts(schedule: Any, steps: Any, final: float) -> list[float]:
 def _number(cut: Any) -> float:
     try:
         return float(cut)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentTypeError(f"schedule must return the fraction to cut, not {cut!r}") from error

@@ -23,7 +23,7 @@ from .inventory import fingerprint
 from .liveness import Liveness
 from .mask import zeroed
 from .plan import PruningPlan
-from .prepare import calls_of, unwrap
+from .prepare import calls_of, check_flag, unwrap
 from .program import Call
 from .promote import dead_by_zeros, nearly_dead
 from .report import Loss
@@ -76,6 +76,7 @@ def shrink(
     Raises what `analyze` raises, ArgumentError, and VerificationError if the result differs.
     """
     start = time.perf_counter()
+    check_flag(verify, "verify")
     check_promotion(structured, threshold)
     model = unwrap(model)
     calls = calls_of(example_inputs)
@@ -103,7 +104,7 @@ def _promoted(graph: ChannelGraph, model: nn.Module, threshold: float) -> tuple[
 
 def check_promotion(structured: Any, threshold: Any) -> None:
     """What `structured` and `threshold` may be."""
-    if structured not in (None, "promote"):
+    if structured is not None and not (isinstance(structured, str) and structured == "promote"):
         raise ArgumentError(f"structured must be None or 'promote', not {structured!r}")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise ArgumentTypeError(f"threshold must be a number in [0, 1], not {threshold!r}")

@@ -78,7 +78,10 @@ class Size(int):
 
     origin: Origin
 
-    def __new__(cls, value: int, origin: Origin) -> Size:
+    def __new__(cls, value: int, origin: Origin | None = None) -> Any:
+        """Without an origin, as when Python makes another number of the same class, it is a plain integer."""
+        if origin is None:
+            return int(value)
         size = super().__new__(cls, value)
         size.origin = origin
         return size
@@ -156,9 +159,11 @@ def _watch(value: Any, function: Callable[..., Any], operands: tuple[Any, ...]) 
 
 
 def _binary(function: Callable[..., Any], how: Callable[..., Any], reflected: bool = False) -> Callable[..., Any]:
-    def method(self: Size, other: Any) -> Any:
+    def method(self: Size, other: Any, *modulus: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
+        if modulus:
+            return _observe(pow, self, other, *modulus)
         return how(function, other, self) if reflected else how(function, self, other)
 
     return method
@@ -174,7 +179,7 @@ for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "lshift"
     setattr(Size, f"__r{_name}__", _binary(_function, _derive, reflected=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _binary(getattr(operator, _name), _observe))
-for _name in ("neg", "abs"):
+for _name in ("neg", "abs", "invert"):
     setattr(Size, f"__{_name}__", _unary(getattr(operator, _name), _derive))
 for _name, _kind in (("float", float), ("int", int), ("bool", bool), ("str", str)):
     setattr(Size, f"__{_name}__", _unary(_kind, _observe))
@@ -186,6 +191,9 @@ Size.__repr__ = int.__repr__  # type: ignore[method-assign, assignment]
 Size.__format__ = lambda self, spec: format(_observe(int, self), spec)  # type: ignore[method-assign]
 for _name in ("pos", "trunc", "floor", "ceil", "round"):
     setattr(Size, f"__{_name}__", lambda self, digits=None: self)
+Size.conjugate = lambda self: self  # type: ignore[method-assign]
+for _name in ("real", "numerator"):
+    setattr(Size, _name, property(lambda self: self))
 Size.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign, assignment, misc]
 Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment, misc]
 

@@ -17,6 +17,7 @@ from .errors import UnsupportedModelError
 from .fitting import check_fits
 from .inventory import Inventory, modules_of
 from .plan import PruningPlan
+from .prepare import check_flag
 from .swaps import swap
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -35,6 +36,7 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied or does
     not let itself be changed.
     """
+    check_flag(inplace, "inplace")
     parts = Inventory(model)
     check_fits(plan, parts)
     tensors = parts.tensors

@@ -15,7 +15,7 @@ from .counting import uncounted
 from .errors import ExampleInputsError, StructPruneError
 from .inventory import Inventory
 from .nodes import Node
-from .prepare import explained
+from .prepare import check_output, explained
 from .program import Call, Program, tensors_in
 from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
@@ -77,7 +77,7 @@ def _trace(
     recorder = Recorder(parts, leaves, computing, lasting, watched, tags)
     recorder.own += before.tensors
     swapped: list[tuple[nn.Module, type[nn.Module]]] = []
-    switching = any(switches(m) and m.training != call.training for m in plain.values())
+    switching = any(map(switches, plain.values()))
     try:
         for path, module in plain.items():
             state = vars(module)
@@ -143,6 +143,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder, switching: bool) -> N
             raise
         except Exception as error:
             raise explained(error, call, recorder.failed) from error
+    check_output(output)
     outputs = tuple(map(recorder.node, tensors_in(output)))
     program.graph.add("output", "output", (outputs,), meta={"op": "output", "shape": (), "path": "", "where": ""})
     program.mark_unread()

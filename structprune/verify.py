@@ -169,9 +169,9 @@ def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> 
 def find_device(device: Any) -> torch.device:
     """The device by its name; by default CUDA where there is one. Raises ArgumentError if nothing can be put there."""
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=found).item()
-    except (RuntimeError, TypeError, AssertionError) as error:  # the last from a PyTorch without CUDA
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # the last from a PyTorch without CUDA
         reason = str(error).partition("\n")[0]
         raise ArgumentError(
             f"device must name a device that is there, such as 'cpu' or 'cuda', not {device!r}: {reason}"
@@ -258,6 +258,8 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
         expected, again = run(masked, call, "eval"), run(masked, call, "eval")
     except Exception as error:  # whatever the user's code raises
         raise VerificationError(f"cannot verify: the masked model does not run: {_said(error)}") from error
+    if not expected:
+        raise VerificationError("cannot verify: the model returns no tensors that could be compared")
     if errors(again, expected)[1] > 1e-9:
         raise VerificationError("cannot verify: the masked model differs from itself when it runs twice in eval mode")
     finite = [t for t in expected if t.numel() > 1 and t.isfinite().all()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -836,3 +837,120 @@ def test_buffers_and_tensor_attributes() -> None:
     assert small.shift.shape == (1, 4, 1, 1)
     assert small.unused.shape == (8,)
     assert "unused" in sp.analyze(model, images(dtype=torch.float64)).fixed
+
+
+# -- what a model returns, and how it is copied -----------------------------------------------------------------
+
+
+class Slots:
+    __slots__ = ("value",)
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.wrap = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: deque([t]), lambda t: {"a": t}.values(), Slots], ids=str)
+def test_outputs_in_other_containers_are_outputs(wrap: Callable[[Tensor], Any]) -> None:
+    small: Any = sp.prune(Returns(wrap), images()).model
+    assert small.a.out_channels == 4
+    assert small.b.out_channels == 8
+
+
+def test_outputs_that_cannot_be_seen() -> None:
+    for wrap in (lambda t: iter([t]), lambda t: (t for _ in "a"), lambda t: zip([t], strict=True), lambda t: lambda: t):
+        refuses(Returns(wrap), sp.UnsupportedModelError, "return tensors", lambda m: sp.prune(m, images()))
+    for wrap in (lambda t: None, lambda t: {t: 1}, lambda t: [[iter([t])]]):
+        refuses(Returns(wrap), sp.VerificationError, "returns no tensors", lambda m: sp.prune(m, images()))
+
+
+class CopiesItself(Net):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class CopiesNothing(Net):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("kind", [CopiesItself, CopiesNothing])
+@pytest.mark.parametrize(
+    "run", [lambda m, p: sp.prune(m, images()), lambda m, p: sp.apply(p, m), lambda m, p: sp.mask(p, m)]
+)
+def test_copies_that_are_none(kind: type[nn.Module], run: Callable[[nn.Module, sp.PruningPlan], Any]) -> None:
+    plan = sp.plan(sp.analyze(Net(), images()))
+    refuses(kind(), sp.UnsupportedModelError, "cannot be copied", lambda m: run(m, plan))
+
+
+@pytest.mark.parametrize("path", ["", "block"])
+def test_a_module_that_holds_itself(path: str) -> None:
+    model = Net()
+    model.get_submodule(path)._modules["again"] = model
+    with pytest.raises(sp.UnsupportedModelError, match="'again'"):
+        sp.prune(model, images())
+
+
+def test_a_model_that_is_not_initialised() -> None:
+    class Forgot(nn.Module):
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(sp.UnsupportedModelError, match=r"Forgot .*super\(\)\.__init__\(\)"):
+        sp.prune(Forgot(), images())
+
+
+@pytest.mark.parametrize("flag", ["", "no", None, {}, 1, torch.ones(2), np.ones(2)], ids=str)
+def test_flags_are_true_or_false(flag: Any) -> None:
+    plan = sp.plan(sp.analyze(Net(), images()))
+    for name, run in (
+        ("verify", lambda m: sp.prune(m, images(), verify=flag)),
+        ("inplace", lambda m: sp.prune(m, images(), inplace=flag)),
+        ("inplace", lambda m: sp.apply(plan, m, inplace=flag)),
+        ("verify", lambda m: sp.shrink(m, images(), verify=flag)),
+        ("verify", lambda m: sp.iterate(m, images(), ratio=0.5, verify=flag)),
+    ):
+        refuses(Net(), sp.ArgumentTypeError, f"{name} must be True or False", run)
+
+
+ARRAY = np.array(0.5)
+ODD: list[Callable[[nn.Module], Any]] = [
+    *(lambda m, k=k: sp.prune(m, images(), **{k: np.array(["a", "b"])}) for k in ("scope", "allocation")),
+    *(lambda m, k=k: sp.prune(m, images(), **{k: ARRAY}) for k in ("exclude", "include")),
+    lambda m: sp.prune(m, images(), importance=sp.importance.L1(slices=ARRAY)),  # type: ignore[arg-type]
+    lambda m: sp.prune(m, images(), importance=lambda g: [10**400] * len(g)),
+    lambda m: sp.prune(m, images(), importance=sp.importance.ActivationNorm(ARRAY)),  # type: ignore[arg-type]
+    lambda m: sp.importance.ActivationNorm([images()], batches=2**70),
+    lambda m: sp.regularize.GroupLasso(sp.analyze(m, images()), 10**400),
+    lambda m: sp.shrink(m, images(), structured=ARRAY),  # type: ignore[call-overload]
+    lambda m: sp.verify(m, sp.plan(sp.analyze(m, images())), images(), device=2**70),
+    *(lambda m, v=v: sp.iterate(m, images(), ratio=0.5, optimizer=v) for v in (torch.tensor(0.5), ARRAY, "", {})),
+]
+
+
+@pytest.mark.parametrize("run", ODD)
+def test_odd_values(run: Callable[[nn.Module], Any]) -> None:
+    model = Net()
+    with untouched(model), pytest.raises((sp.ArgumentError, sp.ArgumentTypeError)):
+        run(model)
+
+
+def test_scores_that_require_gradients() -> None:
+    plan = sp.plan(
+        sp.analyze(Net(), images()), importance=lambda g: torch.arange(len(g)) * torch.ones(1).requires_grad_()
+    )
+    assert plan.kept["conv1.weight"][0] == (4, 5, 6, 7)
+
+
+def test_a_plan_of_more_channels_than_there_can_be() -> None:
+    text = sp.plan(sp.analyze(Net(), images())).to_json().replace('"of":8', f'"of":{10**12}', 1)
+    with pytest.raises(sp.PlanError, match="no dimension has 1000000000000 channels"):
+        sp.PruningPlan.from_json(text)

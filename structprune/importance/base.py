@@ -81,7 +81,7 @@ class Criterion:
 
 def one_of(option: str, value: str, choices: Iterable[str]) -> str:
     """`value`, if it is among the choices of an option; raises ArgumentError otherwise."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ArgumentError(f"{option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -27,14 +29,14 @@ Inputs = Callable[[Any], Any]
 
 def check_loader(loader: Any, batches: int | None) -> None:
     """Raises ArgumentTypeError unless `loader` yields batches, ArgumentError unless `batches` is positive."""
-    if isinstance(loader, Tensor | Mapping | str) or not isinstance(loader, Iterable):
+    if isinstance(loader, Tensor | np.ndarray | Mapping | str) or not isinstance(loader, Iterable):
         raise ArgumentTypeError(
             f"loader must be an iterable of batches, such as a DataLoader or a list, not {type(loader).__name__}; "
             "one batch is a loader when it stands in a list: [batch]"
         )
     if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int)):
         raise ArgumentTypeError(f"batches must be a whole number or None for all of them, not {batches!r}")
-    if batches is not None and batches < 1:
+    if batches is not None and not 1 <= batches <= sys.maxsize:
         raise ArgumentError(f"batches must be at least 1, or None for all of them; {batches} was given")
 
 

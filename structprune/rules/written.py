@@ -98,7 +98,7 @@ def _distance(squared: Node) -> Node | None:
     """x - u in (x - u) ** 2"""
     if squared.meta["op"] not in ("pow", "square", "mul") or len(squared.all_input_nodes) != 1:
         return None
-    if squared.meta["op"] == "pow" and squared.args[1] != 2:
+    if squared.meta["op"] == "pow" and squared.args[1:] != (2,):
         return None
     inner = squared.all_input_nodes[0]
     return inner if inner.meta["op"] == "sub" and len(inner.args) == 2 and len(inner.all_input_nodes) == 2 else None
@@ -106,7 +106,8 @@ def _distance(squared: Node) -> Node | None:
 
 def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | None:
     """weight * (x * rsqrt(mean(x ** 2) + eps)), with conversions of dtype anywhere; or (1 + weight) * ..."""
-    if site.node.all_input_nodes[0].meta["op"] not in ("pow", "square", "mul"):
+    squared = site.node.all_input_nodes[0]
+    if squared.meta["op"] not in ("pow", "square", "mul"):
         return None
     eps = _only_user(site.node, "add")
     root = _only_user(eps, "rsqrt", "sqrt", "pow")
@@ -117,6 +118,9 @@ def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | N
     if eps is None or root is None or not _of_two(scaled) or not _of_two(out):
         return None
     if not inverse and (power not in (0.5, (0.5,)) or scaled.args[0] is root):  # type: ignore[union-attr]
+        return None
+    measured = {_converted(n) for n in squared.all_input_nodes}
+    if measured != {_converted(n) for n in scaled.all_input_nodes if n is not root}:  # type: ignore[union-attr]
         return None
     constants = [a for a in eps.args if isinstance(a, float)]
     weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]  # type: ignore[union-attr]
@@ -164,5 +168,12 @@ def _only_user(node: Node | None, *ops: str) -> Node | None:
 
 def _unconverted(node: Node) -> Node:
     while node.meta["op"] in _CONVERSIONS | _LAYOUTS and len(node.users) == 1:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _converted(node: Node) -> Node:
+    """What a value was before its dtype was changed."""
+    while node.meta["op"] in _CONVERSIONS:
         node = node.all_input_nodes[0]
     return node

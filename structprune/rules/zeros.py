@@ -271,19 +271,24 @@ def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node
 
 def _at_zero(node: Node) -> bool:
     """f(0) = 0, by asking the function itself."""
+    given = tuple(a.meta["dtype"].is_complex if isinstance(a, Node) else (a,) for a in node.args)
     try:
-        return _value_at_zero(
-            node.target, tuple(None if isinstance(a, Node) else (a,) for a in node.args), tuple(node.kwargs.items())
-        )
+        return _value_at_zero(node.target, given, tuple(node.kwargs.items()))
     except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
         return False
 
 
 @lru_cache(maxsize=1024)
 def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
-    """`args` are constants in a tuple of one, and None where there was a tensor."""
+    """`args` are constants in a tuple of one, and where there was a tensor, whether it was complex.
+
+    Zeros have signs, and each may meet any other.
+    """
     if any(isinstance(v, Node) for _, v in kwargs):
         return False
+    signs = torch.tensor([0.0, -0.0])
+    zeros = {False: signs, True: torch.complex(*torch.meshgrid(signs, signs, indexing="ij")).flatten()}
+    tensors = iter(torch.meshgrid(*(zeros[a] for a in args if isinstance(a, bool)), indexing="ij"))
     with torch.random.fork_rng(devices=[]):
-        out = function(*(torch.zeros(1) if a is None else a[0] for a in args), **dict(kwargs))
+        out = function(*(next(tensors).clone() if isinstance(a, bool) else a[0] for a in args), **dict(kwargs))
     return isinstance(out, torch.Tensor) and not out.any()
