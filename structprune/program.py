@@ -118,6 +118,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in a nest of containers, dataclasses and plain objects, in order."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, int | float | str):  # sizes know the graph they are from
+        return
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
@@ -129,7 +131,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, entry.name))
     elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
         yield from tensors_in(vars(value))
-    elif hasattr(type(value), "__slots__") and not isinstance(value, type | int | float | str):
+    elif hasattr(type(value), "__slots__") and not isinstance(value, type):
         kind: Any = type(value)
         for name in _slots(kind):
             yield from tensors_in(getattr(value, name, None))

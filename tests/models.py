@@ -1960,6 +1960,8 @@ for name, units, statements, kept in (
     ("math.log2(h.size(1) * 2)", [], lambda m, h, g: h / math.log2(h.size(1) * 2) + g, ABOVE),
     ("math.gcd(h.size(1), 2)", [], lambda m, h, g: h / math.gcd(h.size(1), 12) + g, ABOVE),
     ("math.log of another size", [8], lambda m, h, g: h / math.log(h.size(2)) + g, {}),
+    ("pow(h.size(1), 2, 7)", [], lambda m, h, g: h * pow(h.size(1), 2, 7) + g, ABOVE),
+    ("h.size(1).numerator", [], lambda m, h, g: h * h.size(1).numerator + g, ABOVE),
     ("bit_length", [], lambda m, h, g: h / h.size(1).bit_length() + g, ABOVE),
     ("torch.as_tensor(h.shape[1])", [], lambda m, h, g: h / torch.as_tensor(h.shape[1]) + g, ABOVE),
     ("float(h.shape[1])", [], lambda m, h, g: h / float(h.shape[1]) + g, ABOVE),

@@ -87,6 +87,13 @@ class Squared(Norm):
         return inverse * inverse * self.weight * x
 
 
+class OfAnother(Norm):
+    """What is scaled is not what is measured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x.abs() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
 class ByKeyword(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return x / torch.pow(x.pow(2).mean(-1, keepdim=True) + self.eps, exponent=0.5) * self.weight
@@ -153,7 +160,7 @@ SWAPPED: list[Callable[[], nn.Module]] = [
     lambda: EpsilonTwice(16), lambda: EpsilonInPython(16), lambda: Written(16), lambda: OneEpsilonForTwo(16),
     lambda: nn.RMSNorm(16), lambda: Gained(16, eps=0.1), lambda: Lifted(16, eps=0.1), lambda: Averaged(16, eps=0.1),
     lambda: BesideAnother(16), lambda: WeightInTraining(16), lambda: Rounded(16), lambda: Squared(16),
-    lambda: ByKeyword(16), lambda: OneNumber(16),
+    lambda: ByKeyword(16), lambda: OneNumber(16), lambda: OfAnother(16),
 ]  # fmt: skip
 
 

@@ -203,3 +203,67 @@ def test_slopes_that_are_drawn_in_train_mode() -> None:
     assert check is not None
     assert {row.mode for row in check.comparisons} == {"eval", "train"}
     assert check.max_rel_error < 1e-12
+
+
+class Asks(nn.Module):
+    """A width that train mode centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h - h.mean(-1, keepdim=True) if self.hot() else h)  # type: ignore[no-any-return]
+
+    def hot(self) -> bool:
+        raise NotImplementedError
+
+
+class AsksByProperty(Asks):
+    busy = property(lambda self: self.training)
+
+    def hot(self) -> bool:
+        return self.busy  # type: ignore[no-any-return]
+
+
+class AsksStatically(Asks):
+    @staticmethod
+    def of(module: nn.Module) -> bool:
+        return module.training
+
+    def hot(self) -> bool:
+        return self.of(self)
+
+
+class AsksWhatItHolds(Asks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = lambda module: module.training
+
+    def hot(self) -> bool:
+        return self.asked(self)  # type: ignore[no-any-return]
+
+
+class Noted(Asks):
+    """A mode that is noted when it changes, and was never noted before."""
+
+    noted = False
+
+    def train(self, mode: bool = True) -> Noted:
+        self.noted = mode
+        return super().train(mode)
+
+    def hot(self) -> bool:
+        return self.noted
+
+
+@pytest.mark.parametrize("kind", [AsksByProperty, AsksStatically, AsksWhatItHolds, Noted])
+def test_ways_of_asking_for_the_mode(kind: Any) -> None:
+    rows = torch.randn(4, 6, dtype=torch.float64)
+    try:
+        result = sp.prune(made(kind()).train(), rows, ratio=0.5)
+    except sp.NothingToPruneError:
+        return
+    masked = masked_original(made(kind()), result.plan)
+    assert torch.allclose(result.model.train()(rows), masked.train()(rows), atol=1e-12)

@@ -180,6 +180,13 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: h * h.nbytes,
         lambda h, m, x: h * h.untyped_storage().nbytes(),
     ),
+    "zeros of both signs": use(8, lambda h, m, x: (-h.relu()).sum(1), lambda h, m, x: torch.copysign(h, -h).sum(1))
+    + use(
+        0,
+        lambda h, m, x: torch.atan2(h.relu(), -h.relu()).sum(1),
+        lambda h, m, x: (-h.relu()).signbit().to(h.dtype).sum(1),
+        lambda h, m, x: torch.complex(-h, h).angle().sum(1),
+    ),
     "functions by the names they have elsewhere": use(
         8,
         lambda h, m, x: torch.special.expit(h),
