@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from .inventory import Inventory
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
 from .rewriting import NUMBERS, REWRITE, held, rewritten
-from .swaps import BIAS, known_swaps, takes
+from .swaps import BIAS, NORM, known_swaps, takes
 
 
 def check_fits(plan: PruningPlan, parts: Inventory) -> None:
@@ -41,6 +43,7 @@ def check_fits(plan: PruningPlan, parts: Inventory) -> None:
         if name not in plan.scales:
             raise PlanError(f"the plan shifts {name!r}, which it does not scale")
     _check_attributes(plan, parts.modules, parts.names)
+    _check_norms(plan, parts.modules)
     grown = any(name == BIAS for name, _ in plan.swaps.values())  # biases that the model does not have yet
     if plan.becomes and not grown and parts.fingerprint_after({**plan.kept, **plan.tensors}) != plan.becomes:
         raise PlanError("the plan contradicts itself: what it keeps is not of the shapes that it says it makes")
@@ -88,6 +91,8 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
                 len(value) if isinstance(value, tuple) else None
             ):
                 raise PlanError(f"the plan sets {path}.{key} to {value!r}, but the model has no such number there")
+            if type(found) is not float:
+                _check_size(path, key, value, found, modules[path])
     cut = plan.cut
     for path, module in modules.items():
         wanted = plan.attributes.get(path, {})
@@ -100,6 +105,38 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {known}")
+
+
+def _check_size(path: str, key: str, value: Any, found: Any, module: nn.Module) -> None:
+    """Sizes are whole numbers; those of PyTorch's modules become smaller."""
+    new, old = ((n,) if isinstance(n, int | float) else n for n in (value, found))
+    grown = type(module).__module__.startswith("torch.nn.") and any(a > b for a, b in zip(new, old, strict=True))
+    if grown or any(type(a) is not int for a in new):
+        raise PlanError(f"the plan sets {path}.{key} to {value!r}, which cannot be what is left of {found!r}")
+
+
+def _check_norms(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
+    """A weight is scaled where an epsilon is, and by its root; layer norms that are cut count what they counted."""
+    ratios: dict[str, float] = {}
+    idle = False  # an epsilon of zero stays zero
+    for path, values in plan.attributes.items():
+        for key, value in values.items():
+            found = vars(modules[path]).get(key)
+            if type(found) is float and found == value == 0:
+                idle = True
+            elif type(found) is float:
+                ratios[f"{path}.{key}"] = value / found if found else math.nan
+    for name, scale in plan.scales.items():
+        if not any(math.isclose(scale * scale, ratio, rel_tol=1e-9) for ratio in ratios.values()) and not idle:
+            raise PlanError(f"the plan contradicts itself: it scales {name!r} by {scale}, and no epsilon by its square")
+    for name, ratio in ratios.items():
+        if not any(math.isclose(scale * scale, ratio, rel_tol=1e-9) for scale in plan.scales.values()):
+            raise PlanError(f"the plan sets {name}, which is no size, and scales no weight by the root of the change")
+    counted = [path for path, (name, _) in plan.swaps.items() if name == NORM]
+    for path, module in modules.items():
+        cut = type(module) is nn.LayerNorm and f"{path}.weight" in plan.kept and path not in plan.stock
+        if cut and not any(path == one or path.startswith(f"{one}." if one else "") for one in counted):
+            raise PlanError(f"the plan contradicts itself: it cuts {path}.weight, and does not swap the norm")
 
 
 def _check_bias(plan: PruningPlan, path: str, module: nn.Module, size: int) -> None:

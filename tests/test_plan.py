@@ -291,3 +291,48 @@ def test_a_plan_that_contradicts_itself(edit: Callable[[Any], Any]) -> None:
     with pytest.raises(sp.PlanError):
         sp.apply(sp.PruningPlan.from_json(json.dumps(fields)), model)
     before.assert_unchanged(model)
+
+
+class Normed(nn.Module):
+    def __init__(self, eps: float = 0.1) -> None:
+        super().__init__()
+        self.a, self.layer, self.b = nn.Linear(6, 16, bias=False), nn.LayerNorm(16), nn.Linear(16, 12, bias=False)
+        self.rms, self.c, self.conv = nn.RMSNorm(12, eps=eps), nn.Linear(12, 3), nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.c(self.rms(self.b(self.layer(self.a(x)).relu()))).mT)  # type: ignore[no-any-return]
+
+
+NONSENSE: dict[str, Callable[[Any], Any]] = {
+    "no swap of a layer norm": lambda d: d["swaps"].clear(),
+    "an epsilon that no weight goes with": lambda d: d["attributes"]["layer"].update(eps=4.0),
+    "another epsilon": lambda d: d["attributes"]["rms"].update(eps=10.0),
+    "a scale of a weight that has no epsilon": lambda d: d["scales"].update({"a.weight": 2.0}),
+    "another scale": lambda d: d["scales"].update({"rms.weight": 3.0}),
+    "no scale": lambda d: d["scales"].clear(),
+    "a larger stride": lambda d: d["attributes"].update(conv={"stride": [3]}),
+    "half a feature": lambda d: d["attributes"]["a"].update(out_features=8.0),
+}
+
+
+@pytest.mark.parametrize("edit", NONSENSE)
+def test_numbers_that_only_a_norm_can_tell_are_checked(edit: str) -> None:
+    torch.manual_seed(0)
+    model, rows = Normed(), torch.randn(2, 5, 6)
+    plan = sp.plan(sp.analyze(model, rows), ratio=0.5)
+    assert plan.scales
+    assert plan.swaps
+    assert sp.apply(sp.PruningPlan.from_json(plan.to_json()), model)(rows).shape == (2, 3, 5)
+    data = plan.to_dict()
+    data["attributes"].setdefault("layer", {})
+    NONSENSE[edit](data)
+    before = Snapshot.of(model)
+    with pytest.raises(sp.PlanError):
+        sp.apply(sp.PruningPlan.from_dict(data), model)
+    before.assert_unchanged(model)
+
+
+def test_an_epsilon_of_zero_stays_zero() -> None:
+    torch.manual_seed(0)
+    model = Normed(eps=0.0)
+    assert sp.prune(model, torch.randn(2, 5, 6), ratio=0.5).plan.scales
