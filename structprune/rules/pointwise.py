@@ -22,7 +22,25 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     """Values of one shape, or broadcast to one shape."""
     if not site.has_shape:
         return site.unknown(*args, **kwargs)
+    endless = _endless_at_zero(site.name, args)
+    if endless is not None and site.zero(endless):
+        site.freeze(f"{site.name} is not finite where it would become zero", endless)
     return site.broadcast(list(labels_in((args, kwargs))), site.shape)
+
+
+_ENDLESS = frozenset({"rdiv", "reciprocal", "rsqrt", "log", "log2", "log10"})
+
+
+def _endless_at_zero(name: str, args: Any) -> Labels | None:
+    """The operand that may not become zero: the masked original would not be finite."""
+    second = args[1] if len(args) > 1 else None
+    if name in ("div", "true_divide", "divide"):
+        found = second
+    elif name in _ENDLESS or (name == "pow" and isinstance(second, int | float) and second < 0):
+        found = args[0]
+    else:
+        return None
+    return found if isinstance(found, Labels) and found.coordinates else None
 
 
 @rule("to", "type_as", "as_tensor", "asarray")
