@@ -10,6 +10,7 @@ from helpers import assert_kept, masked_original, randomise
 from torch import Tensor, nn
 
 import structprune as sp
+from structprune.verify import TOLERANCES
 
 
 class Depth(nn.Module):
@@ -267,3 +268,22 @@ def test_ways_of_asking_for_the_mode(kind: Any) -> None:
         return
     masked = masked_original(made(kind()), result.plan)
     assert torch.allclose(result.model.train()(rows), masked.train()(rows), atol=1e-12)
+
+
+def test_models_that_magnify_rounding_are_measured_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if float32 deserved more than it can give: the masked model is not equal to itself in float64, either."""
+    monkeypatch.setitem(TOLERANCES, torch.float32, 1e-12)
+    torch.manual_seed(0)
+    model, rows = (
+        nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 3)),
+        torch.randn(8, 512),
+    )
+    plan = sp.plan(sp.analyze(model, rows), ratio=0.5)
+    row = sp.verify(model, plan, rows, device="cpu").comparisons[-1]
+    assert row.dtype == "float32"
+    assert row.ok
+    assert 1e-12 < row.tolerance < 1e-5
+    small: Any = sp.apply(plan, model)
+    with torch.no_grad():
+        small[3].weight[0, 0] += 0.1
+    assert not sp.verify(model, plan, rows, small=small).ok
