@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .analysis import TOGETHER, Space
 from .costing import Costs
-from .errors import ArgumentTypeError, UnknownNameError, closest
+from .errors import ArgumentTypeError, PlanError, UnknownNameError, closest
 from .inventory import Inventory
 from .kinds import Kinds
 from .labels import IntArray
+from .plan import PruningPlan
 from .program import Call
 from .roles import contracts, readers
 from .rules.checks import View
@@ -25,8 +26,6 @@ from .rules.contraction import KERNEL
 
 if TYPE_CHECKING:
     import networkx
-
-    from .plan import PruningPlan
 
 
 ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
@@ -282,7 +281,14 @@ class ChannelGraph:
         return free.view(free.removed(plan))
 
     def removed(self, plan: PruningPlan) -> IntArray:
-        """The units of which a plan removes anything."""
+        """The units of which a plan removes anything.
+
+        Raises ArgumentTypeError for what is no plan, and PlanError for that of another model.
+        """
+        if not isinstance(plan, PruningPlan):
+            raise ArgumentTypeError(f"plan must be a PruningPlan, not {type(plan).__name__}")
+        if plan.fingerprint != self.fingerprint:
+            raise PlanError("the plan is for another model than the one that was analysed")
         found = [np.zeros(0, np.int64)]
         for name, dims in plan.cut.items():
             found += [np.delete(self._vectors[name, dim], indices) for dim, indices in dims.items()]

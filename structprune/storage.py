@@ -95,7 +95,8 @@ def save(
 
 def path_of(path: Any, name: str = "path") -> Path:
     """A path that a caller hands in. Raises ArgumentTypeError if it is none."""
-    if not isinstance(path, str | os.PathLike) or not path or "\0" in str(path):
+    usable = isinstance(path, str | os.PathLike) and bool(path) and "\0" not in str(path)
+    if not usable or any("\ud800" <= character <= "\udfff" for character in str(path)):
         raise ArgumentTypeError(f"{name} must be the path of a file or folder, a str or os.PathLike, not {path!r}")
     return Path(path)
 

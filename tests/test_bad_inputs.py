@@ -25,6 +25,7 @@ from torch.nn.utils import prune as torch_prune
 import structprune as sp
 from structprune.checkpoint import load_weights
 from structprune.export import export_onnx
+from structprune.rules import rule
 
 
 class Net(nn.Module):
@@ -242,7 +243,7 @@ def test_a_small_model_that_fails_where_the_masked_one_runs(train: bool) -> None
     assert ("train mode" if train else "eval mode") in check.message
 
 
-PATHS: list[Any] = [3, None, b"x", "", "a\0b"]
+PATHS: list[Any] = [3, None, b"x", "", "a\0b", "\ud800"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -310,6 +311,14 @@ def test_what_is_no_name_and_no_json() -> None:
             graph.explain(name)  # type: ignore[arg-type]
         with pytest.raises(sp.ArgumentTypeError, match="pattern"):
             graph.matching(name)  # type: ignore[arg-type]
+    other = sp.plan(sp.analyze(exact_net(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 3))), torch.randn(2, 3).double()))
+    for given, error in ((3, sp.ArgumentTypeError), (None, sp.ArgumentTypeError), (other, sp.PlanError)):
+        for ask in (graph.under, graph.removed):
+            with pytest.raises(error):
+                ask(given)  # type: ignore[arg-type]
+    for name in (3, None):
+        with pytest.raises(sp.ArgumentTypeError, match="names of operations"):
+            rule(name)(lambda site, *args: site.plain())  # type: ignore[arg-type]
     for text in (3, None, {}):
         with pytest.raises(sp.ArgumentTypeError, match="JSON"):
             sp.PruningPlan.from_json(text)  # type: ignore[arg-type]

@@ -88,8 +88,15 @@ def test_constants_of_nobody_keep_nothing(table: Callable[[], Tensor]) -> None:
 
 
 @pytest.mark.parametrize("inverse", [lambda m, h: 1 / h, lambda m, h: h.square().log(), lambda m, h: h * h.rsqrt()])
-def test_zeros_that_something_divides_by_are_refused(inverse: Callable[[Any, Tensor], Tensor]) -> None:
+def test_zeros_that_something_divides_by_are_kept(inverse: Callable[[Any, Tensor], Tensor]) -> None:
     model = between(lambda m, h: inverse(m, h.abs()))
+    with pytest.raises(sp.NothingToPruneError, match="is not finite where it would become zero"):
+        sp.prune(model, ROWS)
+
+
+def test_zeros_that_nobody_knew_of_are_refused() -> None:
+    """The sigmoid of zero is a half."""
+    model = between(lambda m, h: h / (h.sigmoid() - 0.5))
     with pytest.raises(sp.VerificationError, match="no output of the masked model is finite; something divides by"):
         sp.prune(model, ROWS)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError
 from ..labels import Couplings, IntArray, Labels, varying
 from ..nn import extended
 from ..nodes import Node
@@ -23,11 +23,13 @@ RULES: dict[str, Rule] = {}
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Registers a rule under the names of its operations: those of ATen, or of your own `torch.library` operators.
 
-    Raises ArgumentError if an operation has a rule already.
+    Raises ArgumentError if an operation has a rule already, and ArgumentTypeError for what is no name.
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
+            if not isinstance(name, str):
+                raise ArgumentTypeError(f"rule takes the names of operations, not {name!r}")
             if name in RULES:
                 raise ArgumentError(f"there is a rule for {name!r} already")
             RULES[name] = function
