@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Hashable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Hashable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -109,6 +109,16 @@ def _is_noise(node: Node, has_values: bool) -> bool:
     if node.op != "call_function" or has_values or node.meta["op"] not in _RANDOM:
         return False
     return all(n == 1 for n in node.meta.get("shape", (0, 0))[1:])
+
+
+def users_of_parameters(programs: Iterable[Program]) -> dict[str, set[Node]]:
+    """The operations that use a parameter or buffer, by its name, in all programs."""
+    users: dict[str, set[Node]] = {}
+    for program in programs:
+        for node in program.graph.nodes:
+            if node.meta["op"] == "parameter":
+                users.setdefault(node.meta["tensor"], set()).update(node.users)
+    return users
 
 
 _CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)

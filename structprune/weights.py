@@ -16,6 +16,7 @@ from .graph import ChannelGraph
 from .labels import BoolArray, IntArray, Labels
 from .nn import width_of_bias
 from .nodes import Graph, Node
+from .program import users_of_parameters
 from .readers import Reader
 
 
@@ -99,18 +100,8 @@ def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
             reader = known.reader(node) if node.op == "call_function" and not node.meta["unread"] else None
             if reader is not None:
                 found.setdefault(reader.weight.meta.get("tensor") or reader.weight, []).append((reader, known))
-    users = _users(graph)
+    users = users_of_parameters(graph.space.programs)
     return [_weight(graph, calls, users) for calls in found.values()]
-
-
-def _users(graph: ChannelGraph) -> dict[str, set[Node]]:
-    """The operations that use a parameter or buffer, in all programs."""
-    users: dict[str, set[Node]] = {}
-    for program in graph.space.programs:
-        for node in program.graph.nodes:
-            if node.meta["op"] == "parameter":
-                users.setdefault(node.meta["tensor"], set()).update(node.users)
-    return users
 
 
 def _weight(graph: ChannelGraph, calls: Sequence[tuple[Reader, Knowns]], users: Mapping[str, set[Node]]) -> Weight:

@@ -11,7 +11,7 @@ from torch import nn
 from ..counting import uncounted
 from ..labels import Couplings
 from ..nodes import Node
-from ..program import Program
+from ..program import Program, users_of_parameters
 from ..sizes import AttributeOf, Constant, leaves
 from .normalization import Fold, Swap
 
@@ -22,16 +22,13 @@ class _Takers:
     """The operations that take parameters by name, and attributes by module and name; None stands for Python."""
 
     def __init__(self, programs: Sequence[Program]) -> None:
-        self.of_parameters: dict[str, set[Node | None]] = defaultdict(set)
+        self.of_parameters = users_of_parameters(programs)
         self.of_attributes: dict[tuple[str, str], set[Node | None]] = defaultdict(set)
         for program in programs:
             looks = [leaf for guard in program.guards for leaf in leaves(guard.origin)]
             self._note((*program.seen, *looks), None)
             for node in program.graph.nodes:
-                if node.meta["op"] == "parameter":
-                    self.of_parameters[node.meta["tensor"]].update(node.users)
-                else:
-                    self._note(_attributes((node.args, node.kwargs)), node)
+                self._note(_attributes((node.args, node.kwargs)), node)
 
     def _note(self, found: Iterable[Any], taker: Node | None) -> None:
         for leaf in found:
@@ -72,8 +69,8 @@ def _hold(folds: Sequence[Fold], module: nn.Module, takers: _Takers) -> bool:
         return False
     own = {taker for fold in folds for taker in fold.takers}
     attributes = [first.attribute, *([first.shape.name] if first.shape else [])]
-    taken = [takers.of_parameters[first.parameter], *(takers.of_attributes[first.path, name] for name in attributes)]
-    return all(own.issuperset(some) for some in taken)
+    alone = all(takers.of_attributes[first.path, name] <= own for name in attributes)
+    return alone and takers.of_parameters[first.parameter] <= own
 
 
 def _attributes(value: Any) -> Iterator[Any]:

@@ -26,13 +26,9 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
     if labels is not None:
         swap = _counted(site, labels, dims[0])
         fold = _written_rms(site, labels, swap) if site.zero(input) else None
-        if fold is not None and site.stock:
-            swap = Swap(site.path, "stock", labels.size, labels)
-        elif fold is not None:
-            site.norms.append(fold)
-            return sum_zeros(site, input, dims)
-        if swap is not None:
-            site.norms.append(swap)
+        norm = Swap(site.path, "stock", labels.size, labels) if fold is not None and site.stock else fold or swap
+        if norm is not None:
+            site.norms.append(norm)
             return sum_zeros(site, input, dims)
     return reduce(site, input, dims, "mean runs over it")
 
@@ -111,19 +107,18 @@ def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | N
         return None
     eps = _only_user(site.node, "add")
     root = _only_user(eps, "rsqrt", "sqrt", "pow")
-    power = {"rsqrt": -0.5, "sqrt": 0.5}.get(root.meta["op"], root.args[1:]) if root is not None else None
-    inverse = power in (-0.5, (-0.5,))
-    scaled = _only_user(root, "mul" if inverse else "div")
+    power = _ROOTS.get(root.meta["op"], root.args[1:]) if root is not None else ()
+    scaled = _only_user(root, "mul" if power == (-0.5,) else "div")
     out = _only_user(scaled, "mul")
-    if eps is None or root is None or not _of_two(scaled) or not _of_two(out):
+    if eps is None or scaled is None or out is None or not (_of_two(scaled) and _of_two(out)):
         return None
-    if not inverse and (power not in (0.5, (0.5,)) or scaled.args[0] is root):  # type: ignore[union-attr]
+    if power != (-0.5,) and (power != (0.5,) or scaled.args[0] is root):
         return None
-    measured = {_converted(n) for n in squared.all_input_nodes}
-    if measured != {_converted(n) for n in scaled.all_input_nodes if n is not root}:  # type: ignore[union-attr]
+    measured = {_before_conversions(n) for n in squared.all_input_nodes}
+    if measured != {_before_conversions(n) for n in scaled.all_input_nodes if n is not root}:
         return None
     constants = [a for a in eps.args if isinstance(a, float)]
-    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]  # type: ignore[union-attr]
+    weights = [w for w in map(_scale, out.all_input_nodes) if w is not None]
     if len(constants) != 1 or len(weights) != 1 or not foldable(weights[0][0]):
         return None
     name = site.attribute_holding(constants[0])
@@ -134,9 +129,12 @@ def _written_rms(site: Site, labels: IntArray, instead: Swap | None) -> Fold | N
     return Fold(weight.meta["tensor"], site.path, name, labels, takers, instead, offset=offset) if name else None
 
 
-def _of_two(node: Node | None) -> bool:
+_ROOTS = {"rsqrt": (-0.5,), "sqrt": (0.5,)}  # others are powers, with the exponent among their arguments
+
+
+def _of_two(node: Node) -> bool:
     """Whether an operation takes two values once each, and nothing else."""
-    return node is not None and len(node.args) == len(node.all_input_nodes) == 2 and not node.kwargs
+    return len(node.args) == len(node.all_input_nodes) == 2 and not node.kwargs
 
 
 def _scale(node: Node) -> tuple[Node, float] | None:
@@ -172,7 +170,7 @@ def _unconverted(node: Node) -> Node:
     return node
 
 
-def _converted(node: Node) -> Node:
+def _before_conversions(node: Node) -> Node:
     """What a value was before its dtype was changed."""
     while node.meta["op"] in _CONVERSIONS:
         node = node.all_input_nodes[0]
