@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,10 +47,13 @@ def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tens
         return None
     if any(a is True or isinstance(a, complex) for a in args):  # True may say, in its place, that it works in place
         return None
-    shape = first.shape
+    shape: tuple[int, ...] = first.shape
     for other in args[1:] if name in MEETING else ():
         if isinstance(other, Tensor) and other.shape != shape:
-            shape = torch.broadcast_shapes(shape, other.shape)
+            try:
+                shape = np.broadcast_shapes(shape, other.shape)
+            except ValueError:  # PyTorch will say so
+                return None
     if inplace or kwargs.get("inplace"):
         return first if shape == first.shape else None
     return torch.zeros_like(first) if shape == first.shape else first.new_zeros(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,10 +64,11 @@ class Inventory:
         plain: dict[str, tuple[str, dict[str, Any]]] = {}  # modules that hold tensors beside those
         others: set[type] = set()  # what is no tensor
         for path, module in self.modules.items():
-            unknown = set(map(type, vars(module).values())) - others
-            others |= {kind for kind in unknown if not issubclass(kind, Tensor)}
-            if unknown - others:
-                plain[path] = (path + "." if path else "", vars(module))
+            if not others.issuperset(map(type, vars(module).values())):
+                unknown = set(map(type, vars(module).values())) - others
+                others |= {kind for kind in unknown if not issubclass(kind, Tensor)}
+                if unknown - others:
+                    plain[path] = (path + "." if path else "", vars(module))
         if not plain:
             return self.registered
         found: dict[int, tuple[str, Tensor]] = {}
@@ -113,9 +114,15 @@ class Inventory:
         parts = []
         for text, key, shape in self._rows:
             if key in kept:
-                shape = tuple([len(kept[key][d]) if d in kept[key] else size for d, size in enumerate(shape)])
-            parts.append(f"{text}{shape})")
+                sizes = list(shape)
+                for dim, indices in kept[key].items():
+                    sizes[dim] = len(indices)
+                shape = tuple(sizes)
+            parts.append(f"{text}{_text(shape)})")
         return hashlib.sha256(f"[{', '.join(parts)}]".encode()).hexdigest()[:32]
+
+
+_text = lru_cache(1 << 12)(repr)  # many tensors have the same shape
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -47,23 +47,25 @@ def check_model(parts: Inventory) -> None:
     if isinstance(parts.model, torch.jit.ScriptModule):
         raise UnsupportedModelError("the model is scripted (torch.jit); pass the nn.Module it was scripted from")
     for path, module in parts.modules.items():
-        where = f"the module {path!r}" if path else "the model"
         kind: Any = type(module)
         if refusal := _refusal(kind):
-            raise UnsupportedModelError(f"{where} is {refusal}")
+            raise UnsupportedModelError(f"{_where(path)} is {refusal}")
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 owner = f"model.get_submodule({path!r})" if path else "model"
                 call = f"torch.nn.utils.prune.remove({owner}, {hook._tensor_name!r})"
                 raise UnsupportedModelError(
-                    f"{where} carries a torch.nn.utils.prune mask; make it permanent first: {call}, or let "
+                    f"{_where(path)} carries a torch.nn.utils.prune mask; make it permanent first: {call}, or let "
                     "structprune.shrink(model, example_inputs) remove what the masks made dead"
                 )
     for name, tensor in parts.registered.items():
         _check_tensor(name, tensor)
-    children = [[m for m in module._modules.values() if m is not None] for module in parts.modules.values()]
-    if sum(map(len, children)) >= len(children):  # some module is held twice
+    if sum(len(module._modules) for module in parts.modules.values()) >= len(parts.modules):  # some is held twice
         _check_no_circle(parts.model, {})
+
+
+def _where(path: str) -> str:
+    return f"the module {path!r}" if path else "the model"
 
 
 def _check_no_circle(module: nn.Module, inside: dict[int, bool]) -> None:

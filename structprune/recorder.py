@@ -241,9 +241,10 @@ class Recorder(TorchFunctionMode):
             return made
         if not name and made is None and self.is_new(tensor):
             return self.unseen(tensor)
-        meta: dict[str, Any] = {"op": "parameter" if name else "constant", "path": name.rpartition(".")[0], "where": ""}
-        meta |= {"shape": tuple(tensor.shape), "dtype": tensor.dtype, "tensor": name}
-        meta["plain"] = bool(name) and name not in self.registered
+        meta: dict[str, Any] = {
+            "op": "parameter" if name else "constant", "path": name.rpartition(".")[0], "where": "", "tensor": name,
+            "shape": tuple(tensor.shape), "dtype": tensor.dtype, "plain": bool(name) and name not in self.registered,
+        }  # fmt: skip
         if not name and tensor.dtype in (torch.int64, torch.bool, torch.int32):
             meta["value"] = tensor
         node = self.program.graph.add("get_attr", name or f"_constant_{len(self.constants)}", meta=meta)

@@ -76,15 +76,12 @@ def _set_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None
 
 class Slicer:
     """Cuts tensors. Index tensors are made once for the many parameters that keep the same indices (and share the
-    tuple). Kernels are picked from a list of all. What lies between two cuts of a tensor stays in a small buffer: fresh
-    memory costs more than copying."""
+    tuple). What lies between two cuts of a tensor stays in a small buffer: fresh memory costs more than copying."""
 
-    BLOCK = 1 << 17  # elements that are between two cuts at a time
-    KERNEL = 4  # numbers that are worth being copied as one
+    BLOCK = 1 << 18  # elements that are between two cuts at a time
 
     def __init__(self) -> None:
         self._indices: dict[tuple[int, torch.device], Tensor] = {}
-        self._pairs: dict[tuple[int, int, int], Tensor] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
 
     def index(self, indices: tuple[int, ...], device: torch.device) -> Tensor:
@@ -99,22 +96,10 @@ class Slicer:
         if not kept:
             return data.clone()
         if len(kept) == 2 and 0 in kept and data.is_cpu and data.is_contiguous():
-            if 1 in kept and data.stride(1) >= self.KERNEL:
-                return self._pick(data, kept[0], kept[1])
             return self._cut_twice(data, kept)
         for dim in sorted(kept):  # rows first: they are copied whole
             data = data.index_select(dim, self.index(kept[dim], data.device))
         return data
-
-    def _pick(self, data: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
-        """Cuts dimensions 0 and 1 at once."""
-        width = data.shape[1]
-        key = (id(rows), id(columns), width)
-        if key not in self._pairs:
-            outer, inner = self.index(rows, data.device), self.index(columns, data.device)
-            self._pairs[key] = (outer[:, None] * width + inner).view(-1)
-        picked = data.view(data.shape[0] * width, -1).index_select(0, self._pairs[key])
-        return picked.view(len(rows), len(columns), *data.shape[2:])
 
     def _cut_twice(self, data: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
         """Cuts dimension 0 and another one, a few rows at a time."""

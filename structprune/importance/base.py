@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +20,7 @@ Importance = Callable[[Group], Any]
 
 SLICES = ("producers", "consumers", "all")
 REDUCTIONS = ("sum", "mean", "max")
-CHUNK = 1 << 17  # numbers that are taken in double precision at a time: a megabyte stays in the cache
+CHUNK = 1 << 17  # numbers of double precision that are in use at a time: a megabyte stays in the cache
 
 
 class Criterion:
@@ -92,14 +93,38 @@ def slice_norms(part: Slice, power: int = 1) -> Scores:
     Raises NonFiniteError on NaN or infinite weights.
     """
     weight = values_of(part)
-    rows = weight.movedim(part.dim, 0).reshape(weight.shape[part.dim], -1)
+    first = weight.movedim(part.dim, 0) if part.dim else weight
+    rows = first.reshape(len(first), -1)
+    sums = _by_sixteens(rows) if power == 1 and rows.dtype is torch.float32 else _wide_sums(rows, power)
+    norms: Scores = sums.cpu().numpy()
+    if not np.isfinite(norms.sum()):
+        check_finite(part)
+        norms = _wide_sums(rows, power).cpu().numpy()  # sixteen numbers may be too large for float32 together
+    return norms[part.indices]
+
+
+def _by_sixteens(rows: Tensor) -> Tensor:
+    """The sums of absolute values over rows of float32: of sixteen numbers in float32, of those sums in float64.
+
+    That takes half the time, and less than the last digit of float32 is lost. The order of the additions is given by the
+    places of the numbers alone.
+    """
+    count, width = rows.shape
+    several = math.gcd(width, 16) if width else 1
+    step = max(1, 2 * CHUNK // max(width, 1))
+    buffer = torch.empty_like(rows[:step])
+    sums = []
+    for start in range(0, count, step):
+        absolute = torch.abs(rows[start : start + step], out=buffer[: count - start])
+        sums.append(absolute.view(-1, several, width // several).sum(1).sum(1, dtype=torch.float64))
+    return torch.cat(sums)
+
+
+def _wide_sums(rows: Tensor, power: int) -> Tensor:
+    """The sums over rows of absolute values, or of their squares, in double precision throughout."""
     step = max(1, CHUNK // max(rows.shape[1], 1))
     buffer = torch.empty_like(rows[:step], dtype=_wider(rows))
-    sums = [_powers(buffer[: len(some)].copy_(some), power).sum(1) for some in rows.split(step)]
-    norms: Scores = torch.cat(sums).cpu().numpy()
-    if not np.isfinite(norms).all():
-        check_finite(part)
-    return norms[part.indices]
+    return torch.cat([_powers(buffer[: len(some)].copy_(some), power).sum(1) for some in rows.split(step)])
 
 
 def _powers(values: Tensor, power: int) -> Tensor:
