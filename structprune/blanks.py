@@ -7,6 +7,9 @@ right shape, and so is what is done to these zeros element by element. Only wher
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,7 @@ def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: 
         shape = shape_of(*args, **kwargs)
     except TypeError:  # a call that PyTorch will refuse, too
         return None
-    return None if shape is None else first.new_zeros(shape)
+    return None if shape is None else _zeros(first, shape)
 
 
 def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tensor, inplace: bool) -> Tensor | None:
@@ -56,7 +59,19 @@ def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tens
                 return None
     if inplace or kwargs.get("inplace"):
         return first if shape == first.shape else None
-    return torch.zeros_like(first) if shape == first.shape else first.new_zeros(shape)
+    return _zeros(first, shape) if shape != first.shape or first.is_contiguous() else torch.zeros_like(first)
+
+
+_LARGE = 1 << 19  # bytes: to clear fewer takes no longer than to ask for clear pages
+
+
+def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of the dtype and on the device of a tensor. Where they are many, they are pages that nobody has touched
+    yet, which take neither time nor memory."""
+    size = math.prod(shape) * like.element_size()
+    if size < _LARGE or not like.is_cpu:
+        return like.new_zeros(shape)
+    return torch.frombuffer(mmap(-1, size), dtype=like.dtype).view(tuple(shape))
 
 
 def _normalised(

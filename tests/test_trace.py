@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,40 @@ def test_stand_ins_have_the_shapes_and_dtypes_of_results(name: str) -> None:
     assert any(zeros is not None for zeros, _ in found)
     for zeros, real in found:
         assert zeros is None or (zeros.shape, zeros.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_stand_ins_are_zeros_in_memory_of_their_own(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    image = torch.ones(2, 3, 300, 300, dtype=dtype).to(memory_format=layout)
+    made = [stand_in("mul", (image, image), {}, False, True) for _ in range(2)]
+    if dtype.is_floating_point:
+        made += [stand_in("conv2d", (image, torch.ones(2, 3, 1, 1, dtype=dtype)), {}, False, True)]
+        assert all(zeros is not None and zeros.dtype is dtype and not zeros.any() for zeros in made)
+        assert len({zeros.data_ptr() for zeros in made if zeros is not None}) == 3
+        one, other, _ = (zeros for zeros in made if zeros is not None)
+        assert one.stride() == (image * image).stride()
+        one.add_(1)
+        assert not other.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads from /proc how much memory is in use")
+def test_a_trace_of_many_large_images_takes_no_memory_for_what_it_does_not_compute() -> None:
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(12))).eval()
+    images = torch.zeros(1, 8, 64, 64).expand(64, -1, -1, -1)  # 8 MiB
+    sp.analyze(model, images[:1])
+    held: list[Tensor] = []
+    for layer in model:
+        layer.register_forward_hook(lambda module, given, out: held.append(out))
+    before = resident()
+    sp.analyze(model, images)
+    assert sum(out.nbytes for out in held) == 12 * 2**23
+    assert resident() - before < 2**24
+
+
+def resident() -> int:
+    """Bytes of memory that this process uses."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @given(
