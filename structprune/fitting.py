@@ -109,6 +109,8 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
 
 def _check_size(path: str, key: str, value: Any, found: Any, module: nn.Module) -> None:
     """Sizes are whole numbers; those of PyTorch's modules become smaller."""
+    if type(value) is type(found) is int and value <= found:
+        return
     new, old = ((n,) if isinstance(n, int | float) else n for n in (value, found))
     grown = type(module).__module__.startswith("torch.nn.") and any(a > b for a, b in zip(new, old, strict=True))
     if grown or any(type(a) is not int for a in new):

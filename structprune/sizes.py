@@ -223,20 +223,20 @@ def arithmetic_watched() -> Iterator[None]:
             setattr(math, name, function)
 
 
-_LISTS = frozenset({tuple, list})
+_REMEMBERED = frozenset({int, float, tuple, list})
 
 
 def remember_attributes(path: str, state: dict[str, Any], shapes: bool, seen: set[AttributeOf]) -> None:
     """The integers among a module's attributes, and with `shapes` those in its short tuples and lists, become sizes;
     floats become constants, noted in `seen`."""
-    for key in [key for key, value in state.items() if type(value) is int]:
-        state[key] = Size(state[key], AttributeOf(path, key))
-    for key in [key for key, value in state.items() if type(value) is float]:
-        state[key] = Constant(state[key], AttributeOf(path, key), seen)
-    for key in [key for key, value in state.items() if type(value) in _LISTS] if shapes else ():
-        value = state[key]
-        if 0 < len(value) <= 16 and all(type(n) is int for n in value):
-            state[key] = type(value)(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
+    for key, value in [item for item in state.items() if type(item[1]) in _REMEMBERED]:
+        kind = type(value)
+        if kind is int:
+            state[key] = Size(value, AttributeOf(path, key))
+        elif kind is float:
+            state[key] = Constant(value, AttributeOf(path, key), seen)
+        elif shapes and 0 < len(value) <= 16 and all(type(n) is int for n in value):
+            state[key] = kind(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
 
 
 def evaluate(size: Any, leaf: Callable[[DimOf | AttributeOf], int]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -162,9 +163,10 @@ class Site:
         if not value.coordinates:
             return value
         dims = [d % value.ndim for d in dims]
-        if not any(c.shape[d] > 1 for c in value.coordinates for d in dims):
+        held = [self.hold_coordinate(c, dims, why) for c in value.coordinates]
+        if all(map(operator.is_, held, value.coordinates)):
             return value
-        return Labels.of(value.shape, [self.hold_coordinate(c, dims, why) for c in value.coordinates])
+        return Labels.of(value.shape, held)
 
     def held(self, value: Labels, dims: Iterable[int], why: str) -> Labels:
         """`hold`, of an argument that goes on to stand for itself."""
@@ -207,6 +209,9 @@ class Site:
 
     def merge(self, shape: Sequence[int], coordinates: Iterable[IntArray], why: str = "one index is picked") -> Labels:
         """A value from coordinates: those that share a dimension become one, single numbers are fixed."""
+        coordinates = list(coordinates)
+        if len(coordinates) == 1 and coordinates[0].size > 1:
+            return Labels.of(shape, coordinates)
         merged: list[IntArray] = []
         for coordinate in sorted(coordinates, key=lambda c: len(varying(c))):  # vectors find their kind before grids
             if coordinate.size == 1:
