@@ -1,14 +1,14 @@
 """Blanks: zeros in place of the results of costly operations, so that a trace need not compute them.
 
 A trace needs shapes, not values: convolutions, linear layers, pooling and attention are answered with zeros of the
-right shape, and so is what is done to these zeros element by element. Only where a model looks at values
-(`if x.max() > 0`) is it run for real.
+right shape, and so is what is done to these zeros element by element, and whatever else would move many of them. Only
+where a model looks at values (`if x.max() > 0`) is it run for real.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ops import VIEWS
 from .program import map_tensors, tensors_in
-from .shapes import ALIKE, MEETING, SHAPES, as_long_as
+from .shapes import ALIKE, MEETING, SHAPES, as_long_as, joined
 
 
 def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
@@ -28,10 +29,13 @@ def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: 
     """
     if name == "batch_norm":
         return _normalised(*args) if args else None
-    shape_of = SHAPES.get(name)
+    shape_of = joined if blank and name == "cat" else SHAPES.get(name)
     if shape_of is None and not (blank and name in ALIKE):
         return None
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    given = args[0] if args and isinstance(args[0], list | tuple) else (*args, *kwargs.values())
+    tensors = [a for a in given if isinstance(a, Tensor)]
+    if not tensors:
+        return None
     first = tensors[0]
     if not first.is_floating_point() or len({(t.dtype, t.device) for t in tensors}) > 1:
         return None
@@ -59,7 +63,44 @@ def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tens
                 return None
     if inplace or kwargs.get("inplace"):
         return first if shape == first.shape else None
-    return _zeros(first, shape) if shape != first.shape or first.is_contiguous() else torch.zeros_like(first)
+    if shape != first.shape or first.is_contiguous():
+        return _zeros(first, shape)
+    return _zeros(first, shape).as_strided(shape, torch.empty_like(first, device="meta").stride())
+
+
+def large_stand_in(
+    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Zeros instead of the large result of an operation on such zeros, as PyTorch's meta kernels say it would be; None
+    if it must be computed, or is a view, which costs nothing."""
+    given = list(tensors_in((args, kwargs)))
+    if sum(t.nbytes for t in given) < _LARGE or not all(t.is_cpu for t in given) or "out" in kwargs:
+        return None
+    if name in VIEWS and (name not in _COPYING or given[0].is_contiguous()):
+        return None
+    try:
+        out = function(*map_tensors(_on_meta, args), **map_tensors(_on_meta, kwargs))
+        if not isinstance(out, Tensor) or not out.is_floating_point() or (name in VIEWS and _is_view(given[0], out)):
+            return None
+    except RuntimeError:  # PyTorch will say so, too, or cannot do it on meta
+        return None
+    zeros = _zeros(given[0].new_empty(0, dtype=out.dtype), out.shape)
+    return zeros if out.is_contiguous() else zeros.as_strided(out.shape, out.stride())
+
+
+_COPYING = frozenset({"reshape", "flatten", "contiguous"})  # unless the memory allows a view
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _is_view(tensor: Tensor, out: Tensor) -> bool:
+    """Whether a tensor can be seen in the shape and the layout of `out`."""
+    try:
+        return tensor.view(out.shape).stride() == out.stride()
+    except RuntimeError:
+        return False
 
 
 _LARGE = 1 << 19  # bytes: to clear fewer takes no longer than to ask for clear pages

@@ -29,10 +29,12 @@ def varying(coordinate: IntArray) -> tuple[int, ...]:
 
 def compress(coordinate: IntArray) -> IntArray:
     """The same coordinate with size 1 along every dimension where it is constant."""
+    if 0 in coordinate.strides:
+        coordinate = coordinate[tuple(slice(None) if stride else slice(0, 1) for stride in coordinate.strides)]
     for dim, size in enumerate(coordinate.shape):
         if size > 1:
             first = coordinate[(slice(None),) * dim + (slice(0, 1),)]
-            if coordinate.strides[dim] == 0 or bool((coordinate == first).all()):
+            if bool((coordinate == first).all()):
                 coordinate = first
     return coordinate
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from .answers import answer
-from .blanks import stand_in, together
+from .blanks import large_stand_in, stand_in, together
 from .counting import STATISTICS
 from .frames import caller, source_line
 from .inventory import Inventory
@@ -185,6 +185,8 @@ class Recorder(TorchFunctionMode):
             if self.needs_values(name, args):
                 raise ValuesNeeded
             zeros = stand_in(name, args, kwargs, known.inplace, blank)
+            if zeros is None and blank and not known.inplace:
+                zeros = large_stand_in(name, function, args, kwargs)
             if zeros is not None:
                 return zeros, True
         if known.inplace or "out" in kwargs or name in _LENDING:

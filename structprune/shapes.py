@@ -133,6 +133,18 @@ SHAPES: dict[str, Callable[..., Shape | None]] = {
 }
 
 
+def joined(tensors: Sequence[Tensor], dim: Any = 0) -> Shape | None:
+    """`cat`: end to end along one dimension, alike along the others."""
+    shapes = [list(t.shape) for t in tensors]
+    rank = len(shapes[0])
+    if not isinstance(dim, int) or not -rank <= dim < rank or any(len(shape) != rank for shape in shapes):
+        return None
+    place = int.__int__(dim) % rank
+    length = sum(shape.pop(place) for shape in shapes)
+    rest = shapes[0]
+    return (*rest[:place], length, *rest[place:]) if all(shape == rest for shape in shapes) else None
+
+
 # -- what keeps the shape and dtype of its first argument: whether PyTorch takes the arguments ----------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
-from structprune.blanks import stand_in
+from structprune.blanks import large_stand_in, stand_in
 
 ROWS = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -200,6 +201,86 @@ def test_large_stand_ins_are_zeros_in_memory_of_their_own(dtype: torch.dtype, la
     assert one.stride() == (image * image).stride()
     one.add_(1)
     assert not other.any()
+
+
+LARGE = torch.ones(4, 32, 40, 40)
+HEAVY: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
+    "matmul": (torch.matmul, (LARGE, LARGE)),
+    "softmax": (Tensor.softmax, (LARGE, -1)),
+    "einsum": (torch.einsum, ("abcd,abed->abce", LARGE, LARGE)),
+    "pad": (F.pad, (LARGE, (1, 2, 3, 0))),
+    "roll": (torch.roll, (LARGE, 3, 1)),
+    "mean": (torch.mean, (LARGE, 1)),
+    "clone": (torch.clone, (LARGE.to(memory_format=torch.channels_last),)),
+    "contiguous": (Tensor.contiguous, (LARGE.transpose(1, 2),)),
+    "flatten": (torch.flatten, (LARGE.transpose(1, 2), 1)),
+    "reshape": (torch.reshape, (LARGE.permute(0, 2, 3, 1), (4, -1))),
+}
+VIEWED: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
+    "permute": (torch.permute, (LARGE, (0, 2, 3, 1))),
+    "reshape": (torch.reshape, (LARGE.permute(0, 2, 3, 1), (4, 1600, 32))),
+    "flatten": (torch.flatten, (LARGE, 1)),
+    "contiguous": (Tensor.contiguous, (LARGE,)),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_large_results_are_zeros_that_lie_in_memory_as_the_results_would(name: str) -> None:
+    function, args = HEAVY[name]
+    zeros, real = large_stand_in(name, function, args, {}), function(*args)
+    assert zeros is not None
+    assert (zeros.shape, zeros.dtype, zeros.stride()) == (real.shape, real.dtype, real.stride())
+    assert real.any()
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_views_of_large_values_are_real(name: str) -> None:
+    function, args = VIEWED[name]
+    assert function(*args).untyped_storage().data_ptr() == LARGE.untyped_storage().data_ptr()
+    assert large_stand_in(name, function, args, {}) is None
+
+
+def test_what_pytorch_refuses_of_large_values_is_left_to_it() -> None:
+    assert large_stand_in("matmul", torch.matmul, (LARGE, LARGE[:, :, :3]), {}) is None
+    assert large_stand_in("argmax", torch.argmax, (LARGE, 1), {}) is None  # positions, which the model may look at
+    assert stand_in("cat", ([LARGE, LARGE[:, :, :3]], 1), {}, False, True) is None
+    assert stand_in("add", (LARGE, LARGE[..., :3]), {}, False, True) is None
+
+
+class Windows(nn.Module):
+    """Attention in shifted windows, written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Conv2d(3, 16, 1), nn.Linear(16, 48), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x).permute(0, 2, 3, 1).roll((-2, -2), (1, 2))
+        n, height, width, _ = h.shape
+        h = F.pad(h, (0, 0, 0, -width % 4, 0, -height % 4))
+        rows, columns = h.shape[1] // 4, h.shape[2] // 4
+        h = h.view(n, rows, 4, columns, 4, -1).permute(0, 1, 3, 2, 4, 5).reshape(n * rows * columns, 16, -1)
+        q, k, v = self.qkv(h).chunk(3, -1)
+        h = torch.cat([((q @ k.mT) / 4).softmax(-1) @ v, h.flip(1)], 1)[:, :16]
+        h = h.view(n, rows, columns, 4, 4, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, rows * 4, columns * 4, -1)
+        return self.out(h[:, :height, :width].mean((1, 2)))
+
+
+def test_an_analysis_takes_as_many_steps_for_large_images_as_for_small_ones() -> None:
+    """Labels are found, and checks are run, without an array of the size of a value."""
+    model = randomise(Windows())
+    made = []
+    for images in (torch.randn(1, 3, 6, 10), torch.randn(16, 3, 150, 250)):
+        tracemalloc.start()
+        graph = sp.analyze(model, images)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**21, "bytes; one value of 16 channels has 16 * 16 * 150 * 250 * 4"
+        made.append(sp.plan(graph, ratio=0.5))
+    assert made[0].kept
+    assert made[0] == made[1]
+    assert_exact(model.double(), torch.randn(1, 3, 6, 10, dtype=torch.float64))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads from /proc how much memory is in use")

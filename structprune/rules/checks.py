@@ -179,14 +179,8 @@ class Movement:
             if len(small) != len(full):
                 return False
             for i, labels in self.results.items():
-                expected = np.broadcast_to(full[i], labels.shape)
-                for dim, indices in view.kept(labels).items():
-                    expected = (
-                        expected.take(indices, axis=dim)
-                        if expected.strides[dim]
-                        else expected[(slice(None),) * dim + (slice(0, len(indices)),)]
-                    )
-                if small[i].shape != expected.shape or not np.array_equal(compress(small[i]), compress(expected)):
+                expected = take(compress(np.broadcast_to(full[i], labels.shape)), view.kept(labels))
+                if small[i].shape != view.shape(labels) or not np.array_equal(compress(small[i]), compress(expected)):
                     return False
         return True
 

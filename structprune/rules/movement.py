@@ -18,9 +18,17 @@ EMPTY = "the traced call had no elements there"
 
 def run_on(site: Site, array: IntArray, shape: Sequence[int], args: Any, kwargs: Any) -> list[IntArray]:
     """Runs the site's operation on an index array, expanded to `shape`; several results come as several arrays."""
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"])).expand(tuple(shape))
-    out = site.node.target(tensor, *args, **kwargs)  # type: ignore[operator]
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if _stays_along(site.name, args, kwargs):  # no copies of what is the same all along
+        return [site.node.target(tensor, *args, **kwargs).expand(tuple(shape)).numpy()]  # type: ignore[operator]
+    out = site.node.target(tensor.expand(tuple(shape)), *args, **kwargs)  # type: ignore[operator]
     return [t.numpy() for t in (out if isinstance(out, list | tuple) else [out])]
+
+
+def _stays_along(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether an operation moves what it moves along single dimensions, and keeps the shape."""
+    dims = kwargs.get("dims", args[1] if len(args) > 1 else ())
+    return name in ("flip", "fliplr", "flipud") or (name == "roll" and dims not in ((), [], None))
 
 
 def demand_numbers(*arguments: Any) -> None:
