@@ -1,10 +1,11 @@
-"""How does the time of pruning grow with the depth and the width of a model?
+"""How does the time of pruning grow with the depth and the width of a model, and with the images that it is shown?
 
     python -m benchmarks.growth [--only '*depth'] [--redo] [--runs 3] [--timeout 20] [--limit 1000]
 
 *ResNet depth*: a residual network for small images, three stages of 16, 32 and 64 channels, 20 to 998 layers. *Transformer
 depth*: torchvision's VisionTransformer, width 64, 2 to 96 blocks. *ResNet width*: the network of 20 layers, 16 to 256 channels in
-the first stage; its parameters grow with the square of that. Ours is `analyze`, `plan` and `apply`; theirs is
+the first stage; its parameters grow with the square of that. *Batch*: torchvision's VisionTransformer of 12 blocks, width 64,
+given 1 to 256 images as an example. Ours is `analyze`, `plan` and `apply`; theirs is
 Torch-Pruning's `MagnitudePruner` and its `step()`, on a fresh copy. Both remove half by the L1 norm, on one
 thread, take turns in one process, and have a limit of twenty seconds for each run; medians without the first turn are
 compared, of three turns, or of two where three do not begin in twenty seconds. A side that was too slow once is not
@@ -81,12 +82,14 @@ class Series:
     build: Callable[[int], nn.Module]
     sizes: tuple[int, ...]  # what `build` takes
     size: Callable[[int], int] = int  # what the size is called
+    batch: bool = False  # whether it is the number of images that grows
 
 
 SERIES = (
     Series("ResNet depth", "layers", resnet, (3, 6, 12, 24, 48, 96, 166), lambda n: 6 * n + 2),
     Series("Transformer depth", "blocks", transformer, (2, 4, 8, 16, 32, 64, 96)),
     Series("ResNet width", "channels", lambda width: resnet(3, width), (16, 32, 64, 128, 256)),
+    Series("Batch", "images", lambda _: transformer(12), (1, 4, 16, 64, 256), batch=True),
 )
 
 
@@ -96,7 +99,7 @@ SERIES = (
 def measure(series: Series, step: int, sides: tuple[str, ...], runs: int, seconds: float) -> Iterator[Row]:
     """The size of the model, and the turns of the sides."""
     torch.manual_seed(0)
-    model, example = randomise(series.build(step)), torch.randn(1, 3, 16, 16)
+    model, example = randomise(series.build(step)), torch.randn(step if series.batch else 1, 3, 16, 16)
     yield {"parameters": sum(p.numel() for p in model.parameters())}
     yield from take_turns(model, example, sides, runs, seconds)
 
@@ -162,7 +165,7 @@ def report(rows: Mapping[str, Row]) -> None:
         mine = sorted((r for r in rows.values() if r["series"] == series.name), key=lambda r: r["size"])
         if mine:
             parts += [f"## {series.name}\n", verdict(rows, series), table(header, map(line, mine))]
-    write_markdown(NAME, "Growth with depth and width", [*parts, f"![growth]({NAME}.png)\n"])
+    write_markdown(NAME, "Growth with depth, width and batch", [*parts, f"![growth]({NAME}.png)\n"])
     plot(rows)
 
 
@@ -170,7 +173,7 @@ def plot(rows: Mapping[str, Row]) -> None:
     """Seconds by size, both axes logarithmic, with a dotted line for linear growth."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
-    figure, panels = importlib.import_module("matplotlib.pyplot").subplots(1, len(SERIES), figsize=(11, 3.4))
+    figure, panels = importlib.import_module("matplotlib.pyplot").subplots(1, len(SERIES), figsize=(14, 3.4))
     names = {"ours_s": "structprune", **{f"ours_{p}_s": p for p in OURS}, "theirs_s": "Torch-Pruning"}
     for panel, series in zip(panels, SERIES, strict=True):
         for key, name in names.items():
