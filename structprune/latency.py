@@ -7,6 +7,7 @@ timed with `torch.utils.benchmark`, the original and the pruned one in turn.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Latency:
         for name, value in (("keep", self.keep), ("seconds", self.seconds)):
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 raise ArgumentTypeError(f"Latency: {name} must be a number, not {value!r}")
-        if not 0 < self.keep < float("inf"):
+        if not 0 < self.keep <= sys.float_info.max:
             raise ArgumentError(
                 f"the target for latency must be a fraction to keep, in (0, 1], or microseconds; {self.keep!r} given"
             )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .diagram import Diagram
-from .errors import ArgumentError, FileFormatError
+from .errors import ArgumentError, ArgumentTypeError, FileFormatError
 from .html import report_page
 from .storage import path_of, write
 from .verify import Comparison, Verification
@@ -91,6 +91,8 @@ class Report:
         >>> result.report.to_html("report.html", title="resnet18")
         """
         target = path_of(path)
+        if not isinstance(title, str):
+            raise ArgumentTypeError(f"title must be a text, not {title!r}")
         if target.is_dir():
             raise ArgumentError(f"{target} is a folder; name a file")
         text = report_page(title, self.to_dict(), self.diagram)

@@ -171,7 +171,8 @@ def layers(group: Group) -> tuple[str, ...]:
 
 
 def _read_tried(ratios: Any) -> list[float]:
-    given = [ratios] if isinstance(ratios, str) or not isinstance(ratios, Iterable) else list(ratios)
+    single = isinstance(ratios, str) or not isinstance(ratios, Iterable) or not getattr(ratios, "shape", True)
+    given = [ratios] if single else list(ratios)
     tried = sorted({check_ratio(ratio, "each of ratios") for ratio in given} - {0.0})
     if not tried:
         raise ArgumentError(f"ratios must hold numbers in (0, 1) to try, such as {RATIOS}; {ratios!r} was given")
@@ -183,7 +184,7 @@ def _measure(graph: ChannelGraph, evaluate: Callable[[nn.Module], float], units:
     found: Any = evaluate(zeroed(settle(graph, units)[0], graph.model))
     try:
         value = math.nan if isinstance(found, bool | str) else float(found)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ArgumentTypeError(f"evaluate must return a number; it returned {found!r}") from error
     if not math.isfinite(value):
         raise ArgumentError(f"evaluate must return a finite number; it returned {found!r}")

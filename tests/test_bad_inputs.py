@@ -339,6 +339,25 @@ def test_arguments_of_the_wrong_kind() -> None:
         refuses(model, sp.ArgumentTypeError, "not ", run)
 
 
+def test_numbers_that_no_computer_counts_to() -> None:
+    graph = sp.analyze(Net(), images())
+    huge = 10**400
+    with pytest.raises(sp.ArgumentError, match="target for latency"):
+        sp.Latency(huge)
+    with pytest.raises(sp.ArgumentError, match="steps must be a whole number from 1 to 1000000; 1000001 was"):
+        next(iter(sp.iterate(Net(), images(), ratio=0.5, steps=huge)))
+    with pytest.raises(sp.ArgumentTypeError, match="evaluate must return a number"):
+        sp.sensitivity(graph, lambda model: huge)
+    with pytest.raises(sp.ArgumentTypeError, match=r"each of ratios must be a number in \[0, 1\)"):
+        sp.sensitivity(graph, lambda model: 1.0, ratios=np.array("half"))
+    assert sp.sensitivity(graph, lambda model: 1.0, ratios=np.float64(0.5)).rows[0].drops.keys() == {0.5}
+
+
+def test_a_title_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(sp.ArgumentTypeError, match="title must be a text, not 3"):
+        sp.prune(Net(), images()).report.to_html(tmp_path / "page.html", title=3)  # type: ignore[arg-type]
+
+
 def test_ratio_zero_is_the_identical_model() -> None:
     model = Net()
     with untouched(model):

@@ -307,6 +307,17 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "an input that does not fit": (["prune", SPEC, "--input", "2x4x8x8"], "in stem"),
     "an input named twice": (["prune", SPEC, "--input", "x=2x3", "--input", "x=2x3"], "names 'x' twice"),
+    "an input below too much": (["prune", SPEC, "--input", "2x3x8x8:int64:99999999999999999999"], "cannot be made"),
+    "a target named twice": (
+        ["prune", SPEC, "--input", INPUT, "--target", "macs=0.5", "--target", "macs=0.6"],
+        "--target names 'macs' twice",
+    ),
+    "a ratio named twice": (
+        ["prune", SPEC, "--input", INPUT, "--ratios", "stem=0.5", "--ratios", "stem=0.6"],
+        "--ratios names 'stem' twice",
+    ),
+    "nowhere to save": (["prune", SPEC, "--input", INPUT, "--out", ""], "names no file or folder"),
+    "nowhere for a page": (["prune", SPEC, "--input", INPUT, "--html", ""], "names no file or folder"),
     "inputs half named": (["prune", SPEC, "--input", "x=2x3", "--input", "2x3"], "name all of the arguments"),
     "an input that is not taken": (["prune", SPEC, "--input", "y=2x3x8x8"], "y"),
     "a ratio of one": (["prune", SPEC, "--ratio", "1"], "'1' is not a number from 0"),

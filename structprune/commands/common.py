@@ -73,6 +73,13 @@ def _number(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
     return number
 
 
+def place(text: str) -> str:
+    """A file or folder, as an argument."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text names no file or folder")
+    return text
+
+
 def target(text: str) -> tuple[str, float]:
     """COST=NUMBER, as an argument: `macs=0.5`."""
     return _assignment(text, positive, "COST=NUMBER, such as macs=0.5")

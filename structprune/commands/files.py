@@ -11,13 +11,15 @@ from ..export import export_onnx
 from ..plan import PruningPlan
 from ..report import Report
 from ..storage import load, read_plan
-from .common import add_json, make_model, read_saved, say, show, spec_of
+from .common import add_json, make_model, place, read_saved, say, show, spec_of
 
 
 def report(parser: argparse.ArgumentParser) -> None:
     """Show what was done to a saved model; as a table, a page, or JSON."""
     parser.add_argument("path", metavar="PATH", help="what prune or structprune.save wrote")
-    parser.add_argument("--html", metavar="FILE", help="write it as a page that opens from disk, without a network")
+    parser.add_argument(
+        "--html", type=place, metavar="FILE", help="write it as a page that opens from disk, without a network"
+    )
     add_json(parser)
     parser.epilog = "example: structprune report small --html small.html"
 
@@ -58,7 +60,7 @@ def _plan(path: str) -> PruningPlan:
 def export(parser: argparse.ArgumentParser) -> None:
     """Export a saved model to ONNX, and compare what onnxruntime makes of it with what PyTorch does."""
     parser.add_argument("path", metavar="PATH", help="what prune or structprune.save wrote")
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--onnx", type=place, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--model", metavar="MODEL", help="the unpruned model, if the file does not say")
     parser.add_argument("--input", action="append", default=[], metavar="SHAPE", help="as in prune")

@@ -64,6 +64,6 @@ def _one(text: str) -> tuple[str, Tensor]:
     real = dtype.is_floating_point or dtype.is_complex
     try:
         made = torch.randn(shape, dtype=dtype) if real else torch.randint(0, below, shape).to(dtype)
-    except RuntimeError as error:  # too large
+    except (RuntimeError, ValueError, TypeError) as error:  # too large
         raise ArgumentError(f"--input {text!r} cannot be made: {error}") from error
     return found["name"] or "", made

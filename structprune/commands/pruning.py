@@ -36,6 +36,7 @@ from .common import (
     load_model,
     make_model,
     number_or_word,
+    place,
     read_saved,
     say,
     share,
@@ -94,14 +95,19 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, as keyword arguments of `structprune.prune`."""
     given = {key: getattr(arguments, key) for key in SETTINGS if getattr(arguments, key) is not None}
-    return {key: dict(value) if key in ("target", "ratios") else value for key, value in given.items()}
+    for key in {"target", "ratios"} & given.keys():
+        names = [name for name, _ in given[key]]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ArgumentError(f"--{key} names {twice[0]!r} twice")
+        given[key] = dict(given[key])
+    return given
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what comes out")
-    group.add_argument("--out", metavar="PATH", help="a folder, or a file that ends in .safetensors")
+    group.add_argument("--out", type=place, metavar="PATH", help="a folder, or a file that ends in .safetensors")
     group.add_argument("--overwrite", action="store_true", help="replace what is there")
-    group.add_argument("--html", metavar="FILE", help="write the report as a page to look at")
+    group.add_argument("--html", type=place, metavar="FILE", help="write the report as a page to look at")
     add_json(group)  # type: ignore[arg-type]
 
 

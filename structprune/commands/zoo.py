@@ -14,7 +14,7 @@ from ..job import Job, Row
 from ..specs import expand
 from ..tables import cells, summary, write_tables
 from ..zoo import Limits, finished, plan_jobs, run_here, run_on_ray
-from .common import add_json, natural, positive, say, seed
+from .common import add_json, natural, place, positive, say, seed
 from .pruning import add_settings, settings_of
 
 
@@ -22,7 +22,9 @@ def zoo(parser: argparse.ArgumentParser) -> None:
     """Prune, verify and save many models, a process for each; go on where it stopped if it is killed."""
     parser.add_argument("models", nargs="+", metavar="MODELS",
                         help="torchvision, timm, 'timm:vit*', or models as in prune")  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="models/, rows/ and the tables go there")
+    parser.add_argument(
+        "--out", type=place, required=True, metavar="FOLDER", help="models/, rows/ and the tables go there"
+    )
     add_settings(parser)
     group = parser.add_argument_group("how")
     group.add_argument("--jobs", type=natural, default=1, help="models at once (default 1)")
