@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def cuts(schedule: Any, steps: Any, final: float) -> list[float]:
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise ArgumentTypeError(f"steps must be a whole number from 1, not {steps!r}")
     if not 1 <= steps <= MOST:
-        raise ArgumentError(f"steps must be a whole number from 1 to {MOST}; {min(steps, MOST + 1)} was given")
+        raise ArgumentError(f"steps must be a whole number from 1 to {MOST}; {reprlib.repr(steps)} was given")
     function = find_schedule(schedule)
     found = [_number(function((i + 1) / steps, final)) for i in range(steps)]
     rising = all(a <= b + 1e-12 for a, b in zip([0.0, *found], found, strict=False))
