@@ -116,7 +116,8 @@ def _by_sixteens(rows: Tensor) -> Tensor:
     sums = []
     for start in range(0, count, step):
         absolute = torch.abs(rows[start : start + step], out=buffer[: count - start])
-        sums.append(absolute.view(-1, several, width // several).sum(1).sum(1, dtype=torch.float64))
+        parts = absolute.view(absolute.shape[0], several, width // several)
+        sums.append(parts.sum(1).sum(1, dtype=torch.float64))
     return torch.cat(sums)
 
 
