@@ -7,9 +7,11 @@ construction of a `MagnitudePruner` (with its dependency graph) and one `step()`
 gets a fresh deep copy each time, made outside of the measured time, and is told the output layers and the heads of
 fused projections. Both use the L1 norm, ratio 0.5, the same inputs, one thread, and take turns in one process; medians
 are compared. The first turn warms up; of the others there are nine, or as many as begin in twenty seconds, but two at
-least. A run that takes longer than a minute is stopped, and its side is out. The floor is one forward pass on the smallest
-input plus copying half of every weight. Memory is the growth of the peak resident size in a process of its own for
-each side (for Torch-Pruning without the copy), relative to the size of the model. "TP" is Torch-Pruning.
+least. A run that takes longer than a minute is stopped, and its side is out. The inputs are one picture or clip, as
+small as the model takes it (64 pixels, most often); convolutional networks are measured once more with one as large as
+they are made for. The floor is one forward pass on these inputs plus copying half of every weight. Memory is the growth
+of the peak resident size in a process of its own for each side (for Torch-Pruning without the copy), relative to the
+size of the model. "TP" is Torch-Pruning.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from .harness import (
 from .rivals import magnitude_pruner, output_layers, set_sizes
 
 NAME = "analysis_speed"
+TITLES = {**zoo.TITLES, zoo.FULL_SIZE: "convolutional networks of torchvision, pictures of 224 pixels"}
 SECONDS = 60.0  # that one run of one side may take
 TURNS = 20.0  # seconds in which turns begin
 TIMM = """
@@ -222,8 +225,8 @@ def report(rows: Mapping[str, Row]) -> None:
     """Writes analysis_speed.md."""
     assert __doc__ is not None
     ordered = sorted(rows.values(), key=lambda r: r["model"])
-    parts = [f"All: {summary(ordered)}\n", __doc__.split("\n\n")[2] + "\n"]
-    for group, title in zoo.TITLES.items():
+    parts = [__doc__.split("\n\n")[2] + "\n"]
+    for group, title in TITLES.items():
         mine = [row for row in ordered if row["key"].startswith(f"{group}/")]
         parts += [f"## {title}\n", summary(mine) + "\n", table(HEADER, map(line, mine))] if mine else []
     write_markdown(NAME, "Time and memory of pruning", parts)
@@ -274,8 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     for tool in ("torch_pruning", "torchvision", "timm", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
-    for case in zoo.classifiers(TIMM):
-        if matches(case.name, options.only) and (options.redo or case.key not in load_rows(NAME)):
+    for case in [*zoo.classifiers(TIMM), *zoo.full_size()]:
+        asked = matches(case.name, options.only) or matches(case.key, options.only)
+        if asked and (options.redo or case.key not in load_rows(NAME)):
             row = measure(case, options.runs, options.timeout)
             report(add_row(NAME, row))
             print("  ".join(str(v)[:100] for v in line(row)), flush=True)

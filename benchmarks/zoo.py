@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -150,6 +150,18 @@ TITLES = {
     "timm": "timm",
 }
 TRANSFORMERS = ("vit_*", "swin_*", "maxvit_t", "convnext*")
+
+
+FULL_SIZE = "torchvision-cnn-224"
+
+
+def full_size() -> list[Case]:
+    """Torchvision's first set with pictures of 224 pixels (299 for Inception) and clips of 16 x 112 x 112."""
+    sizes = {"inception_v3": 299, **dict.fromkeys(CLIPS, (16, 112, 112))}
+    return [
+        replace(case, group=FULL_SIZE, inputs=partial(image, size=sizes.get(case.name, 224)))
+        for case in torchvision_cnns()
+    ]
 
 
 def classifiers(timm: Iterable[str]) -> list[Case]:
