@@ -236,8 +236,7 @@ class Site:
             self.fix(small, "it meets every row of a grid of labels (each head, say)")
             return self.hold_coordinate(large, dims, "")
         self.couple(a, b)
-        wide = np.broadcast_arrays(a, b)
-        return wide[0] if self.couplings.produces(a) else wide[1]
+        return np.broadcast_to(a if self.couplings.produces(a) else b, np.broadcast_shapes(a.shape, b.shape))
 
     def broadcast(self, values: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
         """Values that meet element by element, after broadcasting to `shape`."""
