@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from mmap import mmap
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from .ops import VIEWS
 from .program import map_tensors, tensors_in
 from .shapes import ALIKE, MEETING, SHAPES, as_long_as, joined
+from .unseen import in_memory
 
 
 def stand_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool, blank: bool) -> Tensor | None:
@@ -74,15 +76,19 @@ def large_stand_in(
     """Zeros instead of the large result of an operation on such zeros, as PyTorch's meta kernels say it would be; None
     if it must be computed, or is a view, which costs nothing."""
     given = list(tensors_in((args, kwargs)))
-    if sum(t.nbytes for t in given) < _LARGE or not all(t.is_cpu for t in given) or "out" in kwargs:
+    plain = sum(t.nbytes for t in given) >= _LARGE and all(t.is_cpu and in_memory(t) for t in given)
+    if not plain or "out" in kwargs or name in ALIKE or name in SHAPES:  # those were refused: PyTorch should say why
         return None
     if name in VIEWS and (name not in _COPYING or given[0].is_contiguous()):
         return None
+    arguments = map_tensors(_on_meta, (args, kwargs))
     try:
-        out = function(*map_tensors(_on_meta, args), **map_tensors(_on_meta, kwargs))
-        if not isinstance(out, Tensor) or not out.is_floating_point() or (name in VIEWS and _is_view(given[0], out)):
-            return None
+        out = function(*arguments[0], **arguments[1])
     except Exception:  # whatever it is, the real call will say so, unless it is for the meta device alone
+        return None
+    if not isinstance(out, Tensor) or not out.is_floating_point() or any(out is t for t in tensors_in(arguments)):
+        return None
+    if name in VIEWS and _is_view(given[0], out):
         return None
     zeros = _zeros(given[0].new_empty(0, dtype=out.dtype), out.shape)
     return zeros if out.is_contiguous() else zeros.as_strided(out.shape, out.stride())
@@ -110,9 +116,20 @@ def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Zeros of the dtype and on the device of a tensor. Where they are many, they are pages that nobody has touched
     yet, which take neither time nor memory."""
     size = math.prod(shape) * like.element_size()
-    if size < _LARGE or not like.is_cpu:
+    if size < _LARGE or not like.is_cpu or not in_memory(like):
         return like.new_zeros(shape)
-    return torch.frombuffer(mmap(-1, size), dtype=like.dtype).view(tuple(shape))
+    pages = mmap(-1, size)
+    zeros = torch.frombuffer(pages, dtype=like.dtype).view(tuple(shape))
+    _PAGES[zeros.data_ptr()] = pages
+    return zeros
+
+
+_PAGES: WeakValueDictionary[int, mmap] = WeakValueDictionary()  # those in use, by where they are
+
+
+def in_blank(tensor: Tensor) -> bool:
+    """Whether a tensor lies in the pages of a stand-in."""
+    return in_memory(tensor) and tensor.untyped_storage().data_ptr() in _PAGES
 
 
 def _normalised(

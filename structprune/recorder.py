@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from .answers import answer
-from .blanks import large_stand_in, stand_in, together
+from .blanks import in_blank, large_stand_in, stand_in, together
 from .counting import STATISTICS
 from .frames import caller, source_line
 from .inventory import Inventory
@@ -255,7 +255,8 @@ class Recorder(TorchFunctionMode):
 
     def is_new(self, tensor: Tensor) -> bool:
         """Whether a tensor of unknown origin was made in this run; one with a node of another run is older."""
-        return self.lasting is not None and id(tensor) not in self.lasting and not foreign(tensor)
+        lasting = self.lasting is None or id(tensor) in self.lasting or (foreign(tensor) and not in_blank(tensor))
+        return not lasting
 
     def unseen(self, tensor: Tensor) -> Node:
         """What made this tensor went past us, and may have read all that there was."""

@@ -19,12 +19,18 @@ def opaque(*tensors: Any) -> Any:
     raise NotImplementedError("such a call can be traced, but not run from its trace")
 
 
+def in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has memory at all, unlike the wrappers inside `torch.func.vmap`."""
+    try:
+        tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 def foreign(tensor: Tensor) -> bool:
     """Whether the memory is not PyTorch's own, as that of NumPy arrays: how values get there is seen."""
-    try:
-        return not tensor.untyped_storage().resizable()
-    except (RuntimeError, NotImplementedError):  # a wrapper without memory, as inside `torch.func.vmap`
-        return False
+    return in_memory(tensor) and not tensor.untyped_storage().resizable()
 
 
 @contextmanager
