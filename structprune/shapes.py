@@ -185,8 +185,8 @@ def multiplied(input: Any, other: Any) -> bool:
     return True
 
 
-def softmax(input: Tensor, dim: Any = None) -> bool:
-    return isinstance(dim, int) and -input.ndim <= dim < input.ndim
+def softmax(input: Tensor, dim: Any = None, *, _stacklevel: int = 3, dtype: Any = None) -> bool:
+    return dtype is None and isinstance(dim, int) and -input.ndim <= dim < input.ndim
 
 
 def layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> bool:

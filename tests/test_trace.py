@@ -182,7 +182,10 @@ CALLS: dict[str, list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, An
     "scaled_dot_product_attention": [(F.scaled_dot_product_attention, (TOKENS, TOKENS[:, :3], TOKENS[:, :3, :4]), {})],
     "add": [(torch.add, (IMAGE, IMAGE[:, :, :1, :1]), {"alpha": 2}), (torch.add, (IMAGE[:1, :1], IMAGE), {}), (torch.add, (IMAGE, 1), {})],
     "mul": [(torch.mul, (IMAGE, IMAGE), {}), (torch.mul, (IMAGE, 1j), {}), (torch.mul, (IMAGE, torch.randn(7).double()), {}), (torch.mul, (IMAGE, torch.arange(7)), {})],
-    "softmax": [(F.softmax, (TOKENS, -1), {}), (F.softmax, (TOKENS,), {"dim": -1, "dtype": torch.float64})],
+    "softmax": [
+        (F.softmax, (TOKENS, -1), {}), (F.softmax, (TOKENS,), {"dim": -1, "dtype": torch.float64}),
+        (F.softmax, (TOKENS,), {"dim": -1, "_stacklevel": 3, "dtype": None}),
+    ],
     "layer_norm": [(F.layer_norm, (TOKENS, (8,), torch.ones(8)), {"eps": 1e-3})],
     "gelu": [(F.gelu, (TOKENS,), {"approximate": "tanh"})],
 }  # fmt: skip
