@@ -65,9 +65,8 @@ def _alike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], first: Tens
                 return None
     if inplace or kwargs.get("inplace"):
         return first if shape == first.shape else None
-    if shape != first.shape or first.is_contiguous():
-        return _zeros(first, shape)
-    return _zeros(first, shape).as_strided(shape, torch.empty_like(first, device="meta").stride())
+    plain = shape != first.shape or first.is_contiguous()
+    return _zeros(first, shape, None if plain else torch.empty_like(first, device="meta").stride())
 
 
 def large_stand_in(
@@ -90,8 +89,7 @@ def large_stand_in(
         return None
     if name in VIEWS and _is_view(given[0], out):
         return None
-    zeros = _zeros(given[0].new_empty(0, dtype=out.dtype), out.shape)
-    return zeros if out.is_contiguous() else zeros.as_strided(out.shape, out.stride())
+    return _zeros(given[0].new_empty(0, dtype=out.dtype), out.shape, None if out.is_contiguous() else out.stride())
 
 
 _COPYING = frozenset({"reshape", "flatten", "contiguous"})  # unless the memory allows a view
@@ -112,16 +110,17 @@ def _is_view(tensor: Tensor, out: Tensor) -> bool:
 _LARGE = 1 << 19  # bytes: to clear fewer takes no longer than to ask for clear pages
 
 
-def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+def _zeros(like: Tensor, shape: Sequence[int], strides: Sequence[int] | None = None) -> Tensor:
     """Zeros of the dtype and on the device of a tensor. Where they are many, they are pages that nobody has touched
     yet, which take neither time nor memory."""
     size = math.prod(shape) * like.element_size()
     if size < _LARGE or not like.is_cpu or not in_memory(like):
-        return like.new_zeros(shape)
-    pages = mmap(-1, size)
-    zeros = torch.frombuffer(pages, dtype=like.dtype).view(tuple(shape))
-    _PAGES[zeros.data_ptr()] = pages
-    return zeros
+        zeros = like.new_zeros(shape)
+    else:
+        pages = mmap(-1, size)
+        zeros = torch.frombuffer(pages, dtype=like.dtype).view(tuple(shape))
+        _PAGES[zeros.data_ptr()] = pages
+    return zeros if strides is None else zeros.as_strided(tuple(shape), tuple(strides))
 
 
 _PAGES: WeakValueDictionary[int, mmap] = WeakValueDictionary()  # those in use, by where they are

@@ -53,7 +53,7 @@ class Latency:
             raise ArgumentError(
                 f"the target for latency must be a fraction to keep, in (0, 1], or microseconds; {self.keep!r} given"
             )
-        if not self.seconds >= 0:
+        if not (0 <= self.seconds <= sys.float_info.max or self.seconds == float("inf")):
             raise ArgumentError(f"Latency: seconds must be at least 0; {self.seconds!r} was given")
 
     def used(self, original: float, pruned: float) -> float:

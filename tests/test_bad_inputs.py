@@ -344,6 +344,8 @@ def test_numbers_that_no_computer_counts_to() -> None:
     huge = 10**400
     with pytest.raises(sp.ArgumentError, match="target for latency"):
         sp.Latency(huge)
+    with pytest.raises(sp.ArgumentError, match="seconds must be at least 0"):
+        sp.Latency(0.5, seconds=huge)
     with pytest.raises(sp.ArgumentError, match="steps must be a whole number from 1 to 1000000; 1000"):
         next(iter(sp.iterate(Net(), images(), ratio=0.5, steps=huge)))
     with pytest.raises(sp.ArgumentTypeError, match="evaluate must return a number"):

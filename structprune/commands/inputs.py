@@ -42,12 +42,18 @@ def make_inputs(texts: Sequence[str], spec: Spec, model: Any) -> Any:
     made = [_one(text) for text in texts]
     names = [name for name, _ in made]
     if all(names):
-        if len(set(names)) < len(names):
-            raise ArgumentError(f"--input names {next(n for n in names if names.count(n) > 1)!r} twice")
-        return {name: tensor for name, tensor in made}  # noqa: C416  (mypy: names are not None here)
+        return once("--input", made)
     if any(names):
         raise ArgumentError("--input: name all of the arguments (NAME=SHAPE), or none of them")
     return made[0][1] if len(made) == 1 else tuple(tensor for _, tensor in made)
+
+
+def once(flag: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What a flag that was given several times assigns; raises ArgumentError if it names something twice."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ArgumentError(f"{flag} names {twice[0]!r} twice")
+    return dict(pairs)
 
 
 def _one(text: str) -> tuple[str, Tensor]:

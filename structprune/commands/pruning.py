@@ -43,6 +43,7 @@ from .common import (
     spec_of,
     target,
 )
+from .inputs import once
 
 # The settings of `structprune.prune` that the command line passes on as they are.
 SETTINGS = (
@@ -95,12 +96,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given, as keyword arguments of `structprune.prune`."""
     given = {key: getattr(arguments, key) for key in SETTINGS if getattr(arguments, key) is not None}
-    for key in {"target", "ratios"} & given.keys():
-        names = [name for name, _ in given[key]]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ArgumentError(f"--{key} names {twice[0]!r} twice")
-        given[key] = dict(given[key])
-    return given
+    return {key: once(f"--{key}", value) if key in ("target", "ratios") else value for key, value in given.items()}
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
