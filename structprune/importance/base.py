@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -95,30 +94,24 @@ def slice_norms(part: Slice, power: int = 1) -> Scores:
     weight = values_of(part)
     first = weight.movedim(part.dim, 0) if part.dim else weight
     rows = first.reshape(len(first), -1)
-    sums = _by_sixteens(rows) if power == 1 and rows.dtype is torch.float32 else _wide_sums(rows, power)
+    sums = _short_sums(rows) if power == 1 and rows.dtype is torch.float32 else _wide_sums(rows, power)
     norms: Scores = sums.cpu().numpy()
     if not np.isfinite(norms.sum()):
         check_finite(part)
-        norms = _wide_sums(rows, power).cpu().numpy()  # sixteen numbers may be too large for float32 together
+        norms = _wide_sums(rows, power).cpu().numpy()  # a row may be too large for float32
     return norms[part.indices]
 
 
-def _by_sixteens(rows: Tensor) -> Tensor:
-    """The sums of absolute values over rows of float32: of sixteen numbers in float32, of those sums in float64.
+def _short_sums(rows: Tensor) -> Tensor:
+    """The sums of absolute values over rows of float32, added in float32 and right to its last digit or two.
 
-    That takes two thirds of the time, and less than the last digit of float32 is lost. The order of the additions is
-    given by the places of the numbers alone.
+    That takes half of the time. Equal rows have equal sums: only of a single row, which pieces are not, would several
+    threads take a part each.
     """
-    count, width = rows.shape
-    several = math.gcd(width, 16) if width else 1
-    step = max(1, 2 * CHUNK // max(width, 1))
-    buffer = torch.empty_like(rows[:step])
-    sums = []
-    for start in range(0, count, step):
-        absolute = torch.abs(rows[start : start + step], out=buffer[: count - start])
-        parts = absolute.view(absolute.shape[0], several, width // several)
-        sums.append(parts.sum(1).sum(1, dtype=torch.float64))
-    return torch.cat(sums)
+    least = max(2, 2 * CHUNK // max(rows.shape[1], 1))
+    pieces = rows.tensor_split(max(1, len(rows) // least))  # the first of them is the longest
+    buffer = torch.empty_like(pieces[0])
+    return torch.cat([torch.abs(piece, out=buffer[: len(piece)]).sum(1) for piece in pieces]).double()
 
 
 def _wide_sums(rows: Tensor, power: int) -> Tensor:

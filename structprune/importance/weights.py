@@ -21,8 +21,8 @@ class L1(Criterion):
 
     Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017. A unit's score is the sum of the absolute
     values of its filters, over every coupled producer (all the convolutions that add into a residual stream,
-    say). `group=True` is short for `slices="all"`. The options are those of `Criterion`; sums run in float64 (over
-    sums of at most sixteen numbers, if the weights are float32).
+    say). `group=True` is short for `slices="all"`. The options are those of `Criterion`; sums run in float64
+    (those of one filter in float32, if its weights are).
     """
 
     def __init__(
