@@ -49,7 +49,7 @@ def ladders(
     found = []
     some = locked.any()
     for group, values in zip(groups, scores, strict=True):
-        order = np.argsort(values, kind="stable")
+        order = values.argsort(kind="stable")
         order = order[~locked[group.units[order]]] if some else order
         stops = constraints.stops(group, len(order))
         free = constraints.ratio_of(group) is None

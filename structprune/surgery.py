@@ -95,21 +95,21 @@ class Slicer:
         """A new tensor with the kept indices."""
         if not kept:
             return data.clone()
-        if len(kept) == 2 and 0 in kept and data.is_cpu and data.is_contiguous():
+        if len(kept) == 2 and 0 in kept and data.is_cpu and data.is_contiguous() and data.numel() > self.BLOCK:
             return self._cut_twice(data, kept)
         for dim in sorted(kept):  # rows first: they are copied whole
             data = data.index_select(dim, self.index(kept[dim], data.device))
         return data
 
     def _cut_twice(self, data: Tensor, kept: Mapping[int, tuple[int, ...]]) -> Tensor:
-        """Cuts dimension 0 and another one, a few rows at a time."""
+        """Cuts dimension 0 and another one of a large tensor, a few rows at a time."""
         dim = max(kept)
         rows, inner = self.index(kept[0], data.device), self.index(kept[dim], data.device)
         shape = list(data.shape)
         shape[0], shape[dim] = len(rows), len(inner)
         out = data.new_empty(shape)
-        width = data[0].numel()
-        step = max(1, self.BLOCK // max(width, 1))
+        width = data.numel() // data.shape[0]
+        step = max(1, self.BLOCK // width)
         if step * width > self._buffers.get(data.dtype, data[:0]).numel():
             self._buffers[data.dtype] = data.new_empty(max(step * width, self.BLOCK))
         for start in range(0, len(rows), step):

@@ -93,7 +93,7 @@ def slice_norms(part: Slice, power: int = 1) -> Scores:
     """
     weight = values_of(part)
     first = weight.movedim(part.dim, 0) if part.dim else weight
-    rows = first.reshape(len(first), -1)
+    rows = first.reshape(first.shape[0], -1)
     sums = _short_sums(rows) if power == 1 and rows.dtype is torch.float32 else _wide_sums(rows, power)
     norms: Scores = sums.cpu().numpy()
     if not np.isfinite(norms.sum()):
@@ -108,10 +108,13 @@ def _short_sums(rows: Tensor) -> Tensor:
     That takes half of the time. Equal rows have equal sums: only of a single row, which pieces are not, would several
     threads take a part each.
     """
-    least = max(2, 2 * CHUNK // max(rows.shape[1], 1))
-    pieces = rows.tensor_split(max(1, len(rows) // least))  # the first of them is the longest
+    count, width = rows.shape
+    several = count // max(2, 2 * CHUNK // max(width, 1))
+    if several < 2:
+        return rows.abs().sum(1).double()
+    pieces = rows.tensor_split(several)  # the first of them is the longest
     buffer = torch.empty_like(pieces[0])
-    return torch.cat([torch.abs(piece, out=buffer[: len(piece)]).sum(1) for piece in pieces]).double()
+    return torch.cat([torch.abs(piece, out=buffer[: piece.shape[0]]).sum(1) for piece in pieces]).double()
 
 
 def _wide_sums(rows: Tensor, power: int) -> Tensor:
