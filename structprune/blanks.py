@@ -78,7 +78,8 @@ def large_stand_in(
     plain = sum(t.nbytes for t in given) >= _LARGE and all(t.is_cpu and in_memory(t) for t in given)
     if not plain or "out" in kwargs or name in ALIKE or name in SHAPES:  # those were refused: PyTorch should say why
         return None
-    if name in VIEWS and (name not in _COPYING or given[0].is_contiguous()):
+    shares = name in VIEWS and (name != "einsum" or len(given) == 1)
+    if shares and (name not in _COPYING or given[0].is_contiguous()):
         return None
     arguments = map_tensors(_on_meta, (args, kwargs))
     try:
@@ -87,7 +88,7 @@ def large_stand_in(
         return None
     if not isinstance(out, Tensor) or not out.is_floating_point() or any(out is t for t in tensors_in(arguments)):
         return None
-    if name in VIEWS and _is_view(given[0], out):
+    if shares and _is_view(given[0], out):
         return None
     return _zeros(given[0].new_empty(0, dtype=out.dtype), out.shape, None if out.is_contiguous() else out.stride())
 

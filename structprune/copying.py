@@ -54,6 +54,9 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 
 def check_free(function: FunctionType, name: str, paths: Mapping[int, str]) -> None:
     """Raises UnsupportedModelError if a function has taken modules with these ids along from where it was made."""
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    if any(id(value) in paths for value in defaults):
+        raise UnsupportedModelError(f"the model cannot be copied: {name}: {BOUND}")
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # empty so far
             if id(cell.cell_contents) in paths:

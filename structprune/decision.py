@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,10 +70,10 @@ def _quickened(request: Request, latency: Latency) -> PruningPlan:
                 break
         share = (low + high) / 2
     if best is None:
-        raise TargetError(
-            f"the target for latency is {latency.keep:,}; the fastest model that was found takes "
-            f"{fastest:.2f} times as long"
-        )
+        found = f"the fastest model that was found takes {fastest:.2f} times as long"
+        if math.isinf(fastest):
+            found = f"no plan with fewer {knob} was found that could be timed"
+        raise TargetError(f"the target for latency is {latency.keep:,}; {found}")
     return best
 
 

@@ -46,6 +46,8 @@ class Latency:
     seconds: float = 20.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.compiled, bool):
+            raise ArgumentTypeError(f"Latency: compiled must be True or False, not {self.compiled!r}")
         for name, value in (("keep", self.keep), ("seconds", self.seconds)):
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
                 raise ArgumentTypeError(f"Latency: {name} must be a number, not {value!r}")

@@ -35,7 +35,7 @@ VIEWS = frozenset(
     broadcast_to broadcast_tensors expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten
     getitem item contiguous detach to as_tensor asarray float double half bfloat16 type type_as data cpu cuda diagonal
     real imag view_as_real view_as_complex conj resolve_conj resolve_neg positive dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_dropout feature_alpha_dropout""".split()
+    alpha_dropout feature_dropout feature_alpha_dropout einsum""".split()
 )
 
 # Fourier transforms, along one dimension, two or several.

@@ -51,7 +51,9 @@ class PruningPlan:
         return bool(self.kept)
 
     def removed(self, name: str) -> dict[int, tuple[int, ...]]:
-        """The indices of `name` that go, by dimension."""
+        """The indices of a parameter or buffer that go, by dimension; nothing if all of it stays."""
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name must be the name of a parameter or buffer, not {name!r}")
         return {
             dim: tuple(np.delete(np.arange(self.sizes[name][dim]), indices).tolist())
             for dim, indices in self.kept.get(name, {}).items()

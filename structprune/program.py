@@ -154,6 +154,15 @@ def _slots(kind: Any) -> tuple[str, ...]:
     return tuple(name for names in found for name in ((names,) if isinstance(names, str) else names))
 
 
+def sizes_in(value: Any) -> Iterator[Size]:
+    """The sizes in a nest of lists, tuples and dicts."""
+    if isinstance(value, Size):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from sizes_in(item)
+
+
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """`value` with `function` applied to the tensors in its lists, tuples and dicts."""
     if isinstance(value, Tensor):

@@ -47,8 +47,8 @@ _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", *STATI
 # Operations after which the memory of a tensor may be written without being seen.
 _LENDING = frozenset({"numpy", "__array__", "data_setter", "__dlpack__"})
 
-# Operations that may write their weight, given `max_norm`.
-_RENORMING = frozenset({"embedding", "embedding_bag"})
+# Operations that may write other arguments than the first: weights, given `max_norm`, and running statistics.
+_WRITING = frozenset({"embedding", "embedding_bag", "instance_norm"})
 
 # Requests for gradients, of which a trace has none.
 _HOOKING = frozenset({"register_hook", "retain_grad"})
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
                 return zeros, True
         if known.inplace or "out" in kwargs or name in _LENDING:
             self.protect(kwargs.get("out", args[0] if args else None))
-        elif name in _RENORMING:
+        elif name in _WRITING:
             self.protect((args, kwargs))
         if self.on_meta:
             args, kwargs = together((args, kwargs))

@@ -79,7 +79,7 @@ class Report:
             rest = (tuple(map(str, data["notes"])), float(data["seconds"]))
             lost = {name: Loss(**loss) for name, loss in data["lost"].items()}
             deviation = data["deviation"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"this is no report of structprune: {type(error).__name__}: {error}") from error
         return Report(*sizes, widths, check, lambda: fixed, *rest, lost, deviation, lambda: diagram)
 

@@ -16,7 +16,8 @@ from .copying import deep_copy
 from .inventory import named_tensors
 from .ops import operation
 from .program import Call, map_tensors, tensors_in
-from .restoring import other_random_numbers_kept
+from .restoring import Contents, other_random_numbers_kept
+from .steady import drawn
 
 _WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -25,18 +26,22 @@ class _Comparable(TorchFunctionMode):
     """Dropout draws one number per channel, so the two models would draw different ones: it is switched off.
 
     In float64, conversions to float32 inside a model (Hugging Face norms have them) are left out: their rounding
-    would hide what is looked for.
+    would hide what is looked for. `steady` holds all random numbers constant.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, steady: bool) -> None:
         super().__init__()
         self.exact = dtype == torch.float64
+        self.steady = steady
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name = operation(function).name
+        known = operation(function)
+        name = known.name
+        if self.steady and (constant := drawn(known, function, args, kwargs)) is not None:
+            return constant
         if "dropout" in name and args and isinstance(args[0], Tensor):
             return args[0]
         position = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}.get(name)
@@ -133,22 +138,51 @@ def variants(call: Call) -> Iterator[tuple[Call, str, int | None]]:
 
 
 def run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
+    """The tensors that a model returns; see `outcome`."""
+    return outcome(model, call, mode)[0]
+
+
+def outcome(model: nn.Module, call: Call, mode: str, steady: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The tensors that a model returns, and its floating-point buffers after that, by name; both in float64.
+
+    The next run finds the model as this one did: buffers that it updates, and what it keeps in attributes.
+    """
     model.train(mode == "train")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
-    with _seeded(), _Comparable(dtype):
-        outputs = list(tensors_in(model(*call.args, **call.kwargs)))
-    return [(torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double() for t in outputs]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = Contents(modules)
+    copies: dict[int, Tensor] = {}
+    for module in modules:
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in copies:
+                copies[id(buffer)] = buffer.clone()
+            module._buffers[name] = copies.get(id(buffer))
+    try:
+        with _seeded(), _Comparable(dtype, steady):
+            outputs = list(tensors_in(model(*call.args, **call.kwargs)))
+        buffers = {name: b.double() for name, b in model.named_buffers() if b.is_floating_point()}
+    finally:
+        before.restore()
+    return [_plain(tensor) for tensor in outputs], buffers
 
 
-def errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+def _plain(tensor: Tensor) -> Tensor:
+    """Dense real numbers in float64."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
+
+
+def errors(found: Sequence[Tensor], expected: Sequence[Tensor], least: Sequence[float] = ()) -> tuple[float, float]:
+    """max|a - b| and max|a - b| / max|b| over pairs of tensors; `least` says for each what to divide by at least."""
     if [t.shape for t in found] != [t.shape for t in expected]:
         return float("inf"), float("inf")
     absolute = relative = 0.0
-    for a, b in zip(found, expected, strict=True):
+    for a, b, floor in zip(found, expected, least or [0.0] * len(expected), strict=True):
         if b.numel():
             same = (a == b) | (a.isnan() & b.isnan())
             error = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=float("inf")).max())
-            scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+            scale = max(floor, float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0)
             absolute = max(absolute, error)
             relative = max(relative, error / scale if scale else (error and float("inf")))
     return absolute, relative

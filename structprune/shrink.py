@@ -77,6 +77,7 @@ def shrink(
     """
     start = time.perf_counter()
     check_flag(verify, "verify")
+    check_flag(details, "details")
     check_promotion(structured, threshold)
     model = unwrap(model)
     calls = calls_of(example_inputs)

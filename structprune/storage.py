@@ -75,6 +75,8 @@ def save(
         raise ArgumentError(
             "the model is not what its plan makes: names, shapes or ties of parameters have changed since"
         )
+    if record is not None and not isinstance(record, Mapping):
+        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON, not {type(record).__name__}")
     plan = result.plan.to_json()
     try:
         text = json.dumps({"report": result.report.to_dict(), **(record or {})})

@@ -16,12 +16,12 @@ from .errors import ExampleInputsError, StructPruneError
 from .inventory import Inventory
 from .nodes import Node
 from .prepare import check_output, explained
-from .program import Call, Program, tensors_in
+from .program import Call, Program, sizes_in, tensors_in
 from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
 from .restoring import Contents, other_random_numbers_kept
 from .rewriting import stated
-from .sizes import arithmetic_watched, guarding, remember_attributes
+from .sizes import Guard, arithmetic_watched, guarding, remember_attributes
 from .unseen import seen_scripts
 
 _ALONE = threading.RLock()  # one trace at a time: each gives modules other attributes meanwhile
@@ -144,6 +144,9 @@ def _run(model: nn.Module, call: Call, recorder: Recorder, switching: bool) -> N
         except Exception as error:
             raise explained(error, call, recorder.failed) from error
     check_output(output)
+    program.guards += [
+        Guard(size.origin, int.__int__(size), "it is an output of the model") for size in sizes_in(output)
+    ]
     outputs = tuple(map(recorder.node, tensors_in(output)))
     program.graph.add("output", "output", (outputs,), meta={"op": "output", "shape": (), "path": "", "where": ""})
     program.mark_unread()

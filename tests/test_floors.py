@@ -19,11 +19,11 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 FLOORS = """
     bookkeeping collector commands errors frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
     answers checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
-    schedules specs
+    schedules specs steady
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \
-    rules.reduction recorder
+    rules.reduction recorder rounding
     constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask modes roles surgery

@@ -115,6 +115,13 @@ def random(function: Callable[[Tensor], Tensor]) -> list[Use]:
     return use(8, lambda h, m, x: h + 0 * function(h.clone()))
 
 
+def written(h: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy that something is written into."""
+    h = h.clone()
+    h[index] = value
+    return h
+
+
 USES: dict[str, list[Use]] = {
     # contractions
     "linear": use(
@@ -357,7 +364,34 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h[:, torch.tensor([True, False] * 4)],
         lambda h, m, x: h[torch.tensor([0, 1]), torch.tensor([3, 4])],
     ),
-    "setitem": use(0, lambda h, m, x: [h := h.clone(), h.__setitem__((slice(None), 0), 0.0)][0]),
+    "setitem": use(
+        8,
+        lambda h, m, x: written(h, (slice(None), slice(None), 1), 2.0),
+        lambda h, m, x: written(h, (0, slice(None), slice(1, 3)), m.b(x)[1, :, 1:3]),
+        lambda h, m, x: written(h, (..., slice(1, 3), 0), m.vector[None, :, None]),
+        lambda h, m, x: written(h.flatten(1, 2), (1,), m.b(x)[:1].flatten(1, 2)),
+        lambda h, m, x: written(torch.zeros_like(h), slice(None), h),
+        lambda h, m, x: written(h, (slice(None), slice(None), None, 2), 1.0),
+    )
+    + use(
+        0,
+        lambda h, m, x: written(h, (slice(None), 0), 0.0),
+        lambda h, m, x: written(h, (slice(None), slice(2, 6)), m.b(x)[:, 2:6]),
+        lambda h, m, x: written(h, (slice(None), torch.tensor([0, 2])), 0.0),
+        lambda h, m, x: written(h, (slice(None), slice(None), 1), torch.arange(32.0, dtype=h.dtype).view(8, 4)),
+    ),
+    "index_add": use(8, lambda h, m, x: h.index_add(2, torch.tensor([0, 2, 0]), m.b(x)[:, :, 1:], alpha=2))
+    + use(0, lambda h, m, x: h.index_add(1, torch.arange(8), m.b(x))),
+    "index_copy": use(8, lambda h, m, x: torch.index_copy(h, -1, torch.tensor([3, 0]), m.b(x)[..., 1:3])),
+    "scatter_add": use(8, lambda h, m, x: torch.zeros_like(h).scatter_add(2, h.argsort(2), h))
+    + use(0, lambda h, m, x: h.scatter_add(1, h.argsort(1), h)),
+    "new": use(8, lambda h, m, x: h + h.data.new(2, 1, 4, 4).zero_()),
+    "cosine_similarity": use(
+        8,
+        lambda h, m, x: F.cosine_similarity(h.relu(), m.b(x).relu()),
+        lambda h, m, x: torch.cosine_similarity(h, m.vector[:, None, None], dim=2),
+    )
+    + use(0, lambda h, m, x: F.cosine_similarity(h.sigmoid(), h, dim=1)),
     "index_put": use(0, lambda h, m, x: h.index_put((torch.tensor([0]),), torch.zeros((), dtype=h.dtype))),
     "index_select": use(8, lambda h, m, x: h.index_select(2, torch.tensor([0, 3])))
     + use(0, lambda h, m, x: h.index_select(1, torch.tensor([0, 3]))),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..graph import ChannelGraph, Group, Slice
+from ..prepare import check_flag
 from .base import Criterion, Scores, check_finite, values_of, wide
 from .processes import failing_together, summed
 from .statistics import Key, Magnitude, MeanSquare, Statistic, Tally, Variance
@@ -53,6 +54,8 @@ class ActivationCriterion(Criterion):
         normalize: str = "mean",
     ) -> None:
         super().__init__(slices, reduction, normalize)
+        check_flag(train, "train")
+        check_flag(progress, "progress")
         check_loader(loader, batches)
         if inputs is not None and not callable(inputs):
             raise ArgumentTypeError(f"inputs must be a function of a batch, not {type(inputs).__name__}")

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, NonFiniteError
+from ..errors import ArgumentError, ArgumentTypeError, NonFiniteError, UnsupportedModelError
 from ..graph import ChannelGraph, Group
+from ..prepare import check_flag
 from .base import Criterion, Scores, values_of, wide
 from .processes import failing_together, summed
 from .streaming import check_count, check_loader, explaining, streamed, undisturbed
@@ -58,6 +59,8 @@ class LossCriterion(Criterion):
         super().__init__(slices, reduction, normalize)
         if not callable(loss):
             raise ArgumentTypeError(f"loss must be a function of the model and a batch, not {type(loss).__name__}")
+        check_flag(train, "train")
+        check_flag(progress, "progress")
         if loader is not None:
             check_loader(loader, batches)
         self.loss: Loss = loss if loader is not None else (lambda model, batch: loss(model))
@@ -89,6 +92,11 @@ class LossCriterion(Criterion):
             streamed(self.loader, self.batches, model, title, self.progress) as stream,
         ):
             for weight in weights.values():
+                if weight.is_inference():
+                    raise UnsupportedModelError(
+                        "the model was made in torch.inference_mode(), and has no gradients; copy its weights into a "
+                        "model made outside of it, or rank by an importance that needs none"
+                    )
                 weight.requires_grad_(True)
             for count, batch in stream:
                 with explaining(model, batch, count):

@@ -142,9 +142,12 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
             store.clear()
             store.update(content)
         for parameter, grad, flag in weights:
-            parameter.requires_grad_(flag).grad = grad
+            if parameter.requires_grad != flag:  # tensors made in inference mode do not let it be set, even as it is
+                parameter.requires_grad_(flag)
+            parameter.grad = grad
         for tensor, flag, value in others:
-            tensor.requires_grad_(flag)
+            if tensor.requires_grad != flag:
+                tensor.requires_grad_(flag)
             if not torch.equal(tensor, value):
                 with torch.no_grad():
                     tensor.copy_(value)

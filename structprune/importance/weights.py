@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ArgumentTypeError
 from ..graph import Group, Slice
+from ..prepare import check_flag
 from .base import Criterion, Scores, check_finite, slice_norms, values_of, wide
 
 NORMS = frozenset(f"{norm}_norm.weight" for norm in ("batch", "instance", "layer", "group", "rms"))
@@ -28,6 +29,7 @@ class L1(Criterion):
     def __init__(
         self, group: bool = False, *, slices: str = "producers", reduction: str = "sum", normalize: str = "mean"
     ) -> None:
+        check_flag(group, "group")
         super().__init__("all" if group else slices, reduction, normalize)
 
     def __call__(self, group: Group) -> Scores:

@@ -108,9 +108,40 @@ def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
 
 @rule("setitem", "index_put")
 def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> Labels:
-    """What is written and what it is written into keep their sizes, unless whole dimensions are untouched."""
-    site.freeze(f"it is written into by position ({site.name})", index, value, input)
-    return Labels(site.shape)
+    """What is written and what it is written into keep their sizes, except along dimensions that are written whole."""
+    why = f"it is written into by position ({site.name})"
+    given = [_written(e) for e in (index if isinstance(index, tuple) else (index,))]
+    if site.name != "setitem" or not all(_understood(e) and not isinstance(e, Labels | np.ndarray) for e in given):
+        site.freeze(why, index, value, input)
+        return Labels(site.shape)
+    entries = expand_index(tuple(given), input.ndim, [1 for e in given if e is not None and e is not Ellipsis])
+    parts = [dims[0] for e, dims in entries if isinstance(e, int) or (isinstance(e, slice) and e != slice(None))]
+    input = site.hold(input, parts, why)
+    region = np.broadcast_to(np.zeros((), bool), input.shape)[tuple(given)].shape
+    taken = tuple(0 if isinstance(e, int) else slice(None) if isinstance(e, slice) else e for e in given)
+    met = [Labels(region, tuple(c[taken] for c in input.coordinates))]
+    for written in labels_in(value):  # it may have more dimensions, of size 1
+        extra = max(written.ndim - len(region), 0)
+        met.append(Labels(written.shape[extra:], tuple(c.reshape(c.shape[extra:]) for c in written.coordinates)))
+        site.alias(written, met[-1])
+    site.broadcast(met, region)
+    return Labels(site.shape, input.coordinates)
+
+
+@rule("index_add", "index_copy", "scatter_add")
+def add_at(site: Site, input: Labels, dim: Any, index: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+    """Positions along one dimension; along the others what is added meets what it is added to."""
+    why = f"it is written into by position ({site.name})"
+    values = [input, source, *([index] if site.name == "scatter_add" else [])]
+    whole = all(isinstance(v, Labels) and v.ndim == input.ndim for v in values) and isinstance(dim, int)
+    dim = int(dim) % max(input.ndim, 1) if whole else 0
+    if not whole or len({(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values}) > 1 or not input.ndim:
+        site.freeze(why, input, index, source)
+        return site.plain()
+    if site.name != "scatter_add":
+        site.freeze("it holds positions", index)
+    held = [Labels(site.shape, site.hold(v, (dim,), why).coordinates) for v in values]
+    return site.broadcast(held, site.shape)
 
 
 @rule("index_select")

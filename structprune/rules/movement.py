@@ -219,6 +219,15 @@ def stack(site: Site, tensors: Sequence[Labels], dim: int = 0) -> Labels:
     return Labels(site.shape, tuple(np.expand_dims(c, int(dim) % len(site.shape)) for c in together.coordinates))
 
 
+@rule("new")
+def new(site: Site, input: Labels, *given: Any, **kwargs: Any) -> Any:
+    """x.new(2, 3), x.new((2, 3)): of x only its dtype and device are taken. A list or a tensor would be values."""
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], tuple) else given
+    if not all(isinstance(size, int) for size in sizes):
+        return site.unknown(given, kwargs)
+    return factory(site, *given, **kwargs)
+
+
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
 def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     """A new value whose sizes may have been read from other values."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..labels import Labels
 from .site import Site, labels_in, rule
+from .zeros import endless
 
 
 @rule(
@@ -22,25 +23,21 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     """Values of one shape, or broadcast to one shape."""
     if not site.has_shape:
         return site.unknown(*args, **kwargs)
-    endless = _endless_at_zero(site.name, args)
-    if endless is not None and site.zero(endless):
-        site.freeze(f"{site.name} is not finite where it would become zero", endless)
+    if site.name in _POLES:
+        for place, value in enumerate(args):
+            if isinstance(value, Labels) and value.coordinates and endless(site.node, place) and site.zero(value):
+                site.freeze(f"{site.name} is not finite where it would become zero", value)
     return site.broadcast(list(labels_in((args, kwargs))), site.shape)
 
 
-_ENDLESS = frozenset({"rdiv", "reciprocal", "rsqrt", "log", "log2", "log10"})
-
-
-def _endless_at_zero(name: str, args: Any) -> Labels | None:
-    """The operand that may not become zero: the masked original would not be finite."""
-    second = args[1] if len(args) > 1 else None
-    if name in ("div", "true_divide", "divide"):
-        found = second
-    elif name in _ENDLESS or (name == "pow" and isinstance(second, int | float) and second < 0):
-        found = args[0]
-    else:
-        return None
-    return found if isinstance(found, Labels) and found.coordinates else None
+# Functions that are not finite where an operand is zero, some of them for some exponents: the masked original would not
+# be.
+_POLES = frozenset(
+    """div true_divide divide rdiv floor_divide remainder fmod addcdiv reciprocal rsqrt pow float_power log log2 log10
+    logit xlogy lgamma digamma polygamma mvlgamma igamma igammac special_zeta special_bessel_y0 special_bessel_y1
+    special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
+    special_scaled_modified_bessel_k1""".split()
+)
 
 
 @rule("to", "type_as", "as_tensor", "asarray")

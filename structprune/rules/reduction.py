@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..labels import IntArray, Labels, varying
 from .site import Site, rule
 
@@ -43,6 +45,8 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
         return site.broadcast([input, dim], site.shape)
     if isinstance(dim, bool):  # var(x, unbiased)
         dim = None
+    if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
+        dim = (dim, *args)  # x.count_nonzero(1, 2)
     if site.name in ("sum", "nansum") and site.zero(input):
         return sum_zeros(site, input, dims_of(input, dim))
     return reduce(site, input, dims_of(input, dim), f"{site.name} runs over it")
@@ -66,6 +70,16 @@ def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args:
     if site.zero(input) and ord in (1, 2):
         return sum_zeros(site, input, dims_of(input, dim))
     return reduce(site, input, dims_of(input, dim), "a norm runs over it")
+
+
+@rule("cosine_similarity")
+def cosine(site: Site, x1: Labels, x2: Labels, dim: int = 1, *args: Any, **kwargs: Any) -> Any:
+    """Three sums over one dimension, of a product and of squares."""
+    zero = site.zero(x1) and site.zero(x2)
+    both = site.broadcast([x1, x2], np.broadcast_shapes(x1.shape, x2.shape))
+    if zero:
+        return sum_zeros(site, both, dims_of(both, dim))
+    return reduce(site, both, dims_of(both, dim), "cosine_similarity runs over it")
 
 
 @rule(

@@ -119,13 +119,14 @@ class Site:
             return f"{node.meta['tensor']}"
         return f"the result of {node.meta['op']}"
 
-    def stands_in(self, name: str) -> bool:
-        """Whether the calling module makes this call once, in its own forward, so that a substitute can make it."""
+    def stands_in(self, name: str, dim: int) -> bool:
+        """Whether the calling module makes such calls in its own forward, all for equally many channels (in dimension
+        `dim`), so that a substitute can make them."""
         module = self.modules[self.path]
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
         known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}
         alike = all(n.meta["code"] in known for n in calls)
-        return alike and "forward" not in vars(module) and len({n.meta["shape"] for n in calls}) == 1
+        return alike and "forward" not in vars(module) and len({n.meta["shape"][dim] for n in calls}) == 1
 
     def attribute_holding(self, value: Any) -> str:
         """The attribute of the calling module that this float is; empty if it is from elsewhere."""

@@ -172,7 +172,7 @@ def transform(site: Site, input: Labels, size: Any = None, dim: Any = (), *args:
     if dim == ():
         dim = {"2": (-2, -1), "n": None}.get(site.name[-1], -1)
     if dim is None and size is not None:
-        dim = range(-len(size), 0)
+        dim = range(-len(size) if isinstance(size, list | tuple) else -1, 0)
     dims = dims_of(input, dim if dim is None or isinstance(dim, int) else list(dim))
     return Labels(site.shape, site.hold(input, dims, f"{site.name} runs along it").coordinates)
 

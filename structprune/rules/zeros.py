@@ -138,6 +138,9 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op == "where" or op == "masked_fill":
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
+    if op in _ADDED:
+        data = [n for n in inputs if n.meta["dtype"].is_floating_point]
+        return _all_zero(data, values, zero)
     if op in _KEEP:
         padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
@@ -168,6 +171,7 @@ def _spread(node: Node, others: list[Node], values: Values) -> bool:
 _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
+_ADDED = frozenset({"index_add", "index_copy", "scatter_add"})
 _PADS = {"pad": 3, "constant_pad_nd": 2}  # where the number is that they pad with
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
@@ -271,19 +275,38 @@ def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node
 
 def _at_zero(node: Node) -> bool:
     """f(0) = 0, by asking the function itself."""
-    given = tuple(a.meta["dtype"].is_complex if isinstance(a, Node) else (a,) for a in node.args)
     try:
-        return _value_at_zero(node.target, given, tuple(node.kwargs.items()))
+        return _value_at_zero(node.target, _given(node), tuple(node.kwargs.items()))
     except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
         return False
 
 
+def endless(node: Node, place: int) -> bool:
+    """Whether the result is not finite where the operand at this place is zero, by asking the function itself."""
+    try:
+        return _endless(node.target, _given(node), tuple(node.kwargs.items()), place)
+    except (TypeError, RuntimeError):  # the same
+        return False
+
+
+def _given(node: Node) -> tuple[Any, ...]:
+    """Constants in a tuple of one, and where there is a tensor, whether it is complex."""
+    return tuple(a.meta["dtype"].is_complex if isinstance(a, Node) else (a,) for a in node.args)
+
+
+@lru_cache(maxsize=1024)
+def _endless(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], place: int) -> bool:
+    """The other operands are one."""
+    if any(isinstance(v, Node) for _, v in kwargs):
+        return False
+    values = [torch.tensor([0.0 if i == place else 1.0]) if isinstance(a, bool) else a[0] for i, a in enumerate(args)]
+    out = function(*values, **dict(kwargs))
+    return isinstance(out, torch.Tensor) and not bool(out.isfinite().all())
+
+
 @lru_cache(maxsize=1024)
 def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
-    """`args` are constants in a tuple of one, and where there was a tensor, whether it was complex.
-
-    Zeros have signs, and each may meet any other.
-    """
+    """Zeros have signs, and each may meet any other."""
     if any(isinstance(v, Node) for _, v in kwargs):
         return False
     signs = torch.tensor([0.0, -0.0])

@@ -1,0 +1,246 @@
+"""Verification: what it must not mistake for a difference, and what it must not overlook beside that."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import Snapshot, randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+import structprune as sp
+from structprune.program import Call
+from structprune.running import outcome
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+# -- what is zero but for rounding ---------------------------------------------------------------------------------
+
+
+class NormAfterNorm(nn.Module):
+    """The second batch norm sees a linear function of what the first has centred: its running mean is rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16),
+            nn.ReLU(), nn.Conv2d(16, 4, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_that_are_rounding(ratio: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    result = sp.prune(NormAfterNorm().to(dtype), rows(2, 3, 8, 8).to(dtype), ratio=ratio)
+    assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in NormAfterNorm().parameters())
+    assert result.report.verification is not None
+    assert result.report.verification.max_rel_error < 1e-9
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_network_as_it_was_initialised(scope: str) -> None:
+    torch.manual_seed(0)
+    assert sp.prune(models.mobilenet_v2(weights=None), torch.randn(1, 3, 64, 64), ratio=0.3, scope=scope).plan
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.11])
+def test_statistics_that_are_rounding_hide_no_others(momentum: float) -> None:
+    model = NormAfterNorm().double()
+    plan = sp.plan(sp.analyze(model, rows(2, 3, 8, 8)))
+    small: Any = sp.apply(plan, model)
+    small.layers[1].momentum = momentum
+    assert sp.verify(model, plan, rows(2, 3, 8, 8), small=small).ok == (momentum == 0.1)
+
+
+class Centred(nn.Module):
+    """Its second output is zero; `shift` is added to what it is the sum of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.shift = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4), 0.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.c(self.b(self.a(x).relu()).relu())
+        return y, (y - y.mean(-1, keepdim=True) + self.shift).sum(-1)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_an_output_that_is_rounding(batch: int) -> None:
+    model = randomise(Centred().double())
+    check = sp.prune(model, rows(batch, 8), ratio=0.3).report.verification
+    assert check is not None
+    assert check.ok
+
+
+@pytest.mark.parametrize("shift", [1e-9, 1e-6, 1.0])
+def test_an_output_that_should_be_rounding(shift: float) -> None:
+    model = randomise(Centred().double())
+    plan = sp.plan(sp.analyze(model, rows(6, 8)))
+    small: Any = sp.apply(plan, model)
+    small.shift = shift
+    check = sp.verify(model, plan, rows(6, 8), small=small)
+    assert not check.ok
+    assert "DIFFERS" in check.message
+
+
+def test_another_output_is_still_compared() -> None:
+    model = randomise(Centred().double())
+    plan = sp.plan(sp.analyze(model, rows(6, 8)))
+    small: Any = sp.apply(plan, model)
+    with torch.no_grad():
+        small.c.bias[0] += 1e-6
+    assert not sp.verify(model, plan, rows(6, 8), small=small).ok
+
+
+# -- random numbers ------------------------------------------------------------------------------------------------
+
+
+NOISES: dict[str, Any] = {
+    "randn_like": lambda h: h + 0.1 * torch.randn_like(h),
+    "randn": lambda h: h + 0.1 * torch.randn(h.shape, dtype=h.dtype),
+    "rand": lambda h: h * (torch.rand(h.shape) < 0.9) / 0.9,
+    "rand_like": lambda h: h * (torch.rand_like(h) < 0.9),
+    "bernoulli": lambda h: h * torch.bernoulli(torch.full_like(h, 0.9)),
+    "bernoulli p": lambda h: h * h.bernoulli(0.8),
+    "bernoulli_": lambda h: h * torch.empty_like(h).bernoulli_(0.9),
+    "normal_": lambda h: h + h.new_empty(h.shape).normal_(0.1, std=0.1),
+    "normal": lambda h: h + torch.normal(h.detach(), 0.1),
+    "uniform_": lambda h: h + torch.empty_like(h).uniform_(-1, 2),
+    "uniform_ named": lambda h: h + torch.empty_like(h).uniform_(**{"to": 3.0}),
+    "exponential_": lambda h: h * torch.empty_like(h).exponential_(2.0),
+    "gumbel": lambda h: h - torch.empty_like(h).exponential_().log(),
+    "per row": lambda h: h * torch.rand(len(h), 1, dtype=h.dtype),
+}
+
+
+class Noisy(nn.Module):
+    def __init__(self, noise: str, always: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.noise, self.always = nn.Linear(8, 16), nn.Linear(16, 4), noise, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.always or self.training:
+            h = NOISES[self.noise](h)
+        return self.b(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("always", [True, False], ids=["always", "training"])
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_on_what_shrinks(noise: str, always: bool) -> None:
+    model = randomise(Noisy(noise, always).double())
+    before = Snapshot.of(model)
+    result = sp.prune(model, rows(4, 8), ratio=0.5)
+    assert result.model.a.out_features == 8
+    before.assert_unchanged(model)
+    wrong = copy.deepcopy(result.model)
+    with torch.no_grad():
+        wrong.b.weight[0, 0] += 1e-3
+    assert not sp.verify(model, result.plan, rows(4, 8), small=wrong).ok
+
+
+def test_steady_numbers_do_not_depend_on_how_many_there_are() -> None:
+    for name in NOISES:
+        wide, narrow = (outcome(_Alone(name), Call((rows(4, n).abs(),), {}), "eval", steady=True)[0][0] for n in (6, 3))
+        if name != "per row":
+            assert torch.equal(
+                wide[:, :3], outcome(_Alone(name), Call((rows(4, 6).abs()[:, :3],), {}), "eval", steady=True)[0][0]
+            )
+        assert wide.shape[1] == 2 * narrow.shape[1]
+
+
+class _Alone(nn.Module):
+    def __init__(self, noise: str) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, h: Tensor) -> Tensor:
+        return NOISES[self.noise](h.clamp(0, 1))  # type: ignore[no-any-return]
+
+
+# -- models that remember ------------------------------------------------------------------------------------------
+
+
+class Remembering(nn.Module):
+    """Updates buffers, in eval mode too."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b, self.calls = kind, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), 0
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.zeros(()))
+
+    mean: Tensor
+    count: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if self.kind == "in place":
+            self.mean.mul_(0.9).add_(h.detach().mean((0, 2, 3)), alpha=0.1)
+        elif self.kind == "anew":
+            self.mean = self.mean * 0.9 + 0.1 * h.detach().mean((0, 2, 3))
+        elif self.kind == "counted":
+            self.count += 1
+        elif self.kind == "numbered":
+            self.calls += 1
+        else:
+            h = F.instance_norm(h, self.mean, self.mean + 1)
+        return self.b(h - self.mean[:, None, None]).mean((2, 3)) * (1 + self.count)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["in place", "anew", "counted", "numbered", "instance norm"])
+def test_models_that_remember(kind: str) -> None:
+    model = randomise(Remembering(kind).double()).eval()
+    before = Snapshot.of(model)
+    result = sp.prune(model, rows(2, 3, 6, 6), ratio=0.5)
+    before.assert_unchanged(model)
+    small: Any = result.model
+    assert small.a.out_channels == 4
+    assert small.calls == 0
+    assert sp.verify(model, result.plan, rows(2, 3, 6, 6)).max_rel_error < 1e-12
+
+
+def test_a_run_leaves_a_model_as_it_was() -> None:
+    model = randomise(Remembering("in place").double()).eval()
+    before = Snapshot.of(model)
+    call = Call((rows(2, 3, 6, 6),), {})
+    first, second = (outcome(model, call, "eval") for _ in range(2))
+    before.assert_unchanged(model)
+    assert torch.equal(first[0][0], second[0][0])
+    assert torch.equal(first[1]["mean"], second[1]["mean"])
+    assert not torch.equal(first[1]["mean"], model.mean)  # type: ignore[arg-type]
+
+
+# -- other outputs -------------------------------------------------------------------------------------------------
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).to_sparse()  # type: ignore[no-any-return]
+
+
+def test_a_sparse_output() -> None:
+    check = sp.prune(randomise(Sparse().double()), rows(2, 3), ratio=0.5).report.verification
+    assert check is not None
+    assert check.max_rel_error < 1e-12
+
+
+def test_outputs_that_are_not_finite() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(sp.VerificationError, match="before anything is pruned"):
+        sp.prune(model, torch.full((2, 3), float("nan")), ratio=0.5)
