@@ -685,6 +685,76 @@ case(
     a=conv(3, 8),
     out=conv(8, 4),
 )
+
+
+def _shifted(a: Tensor, b: Tensor) -> Tensor:
+    """[N, C, shifts, H, W]: filled one shift after the other."""
+    volume = a.new_zeros(a.shape[0], a.shape[1], 3, *a.shape[2:])
+    for i in range(3):
+        volume[:, :, i, :, i:] = a[..., i:] * b[..., : b.shape[-1] - i]
+    return volume
+
+
+def _cached(m: Any, h: Tensor) -> Tensor:
+    """The first rows are those of the last call."""
+    m.cache[: h.shape[0], :, 2:5] = h[:, :, 2:5]
+    return m.cache[: h.shape[0]] + h  # type: ignore[no-any-return]
+
+
+def _written_through(h: Tensor) -> Tensor:
+    """A view of it is written, and what is zero is not any more."""
+    torch.einsum("bchw->bhwc", h).add_(1)
+    return h.sum(1)
+
+
+case(
+    "cost volume by shifts",
+    [8],
+    lambda m, x: m.out(_shifted(m.a(x), m.b(x)).flatten(2, 3)),
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "a cache that is a buffer",
+    [8],
+    lambda m, x: m.out(_cached(m, m.a(x))),
+    a=conv(3, 8),
+    out=conv(8, 4),
+    cache=nn.Buffer(torch.zeros(2, 8, 8, 8)),
+)
+case(
+    "messages along edges",
+    [8],
+    lambda m, x: m.out(torch.zeros_like(h := m.a(x)).index_add(2, m.there, h[:, :, m.here])),
+    a=conv(3, 8),
+    out=conv(8, 4),
+    here=nn.Buffer(torch.tensor([0, 1, 1, 3])),
+    there=nn.Buffer(torch.tensor([2, 2, 0, 1])),
+)
+case(
+    "a size among the outputs",
+    [],
+    lambda m, x: (m.out(h := m.a(x)), {"width": [h.shape[1]]}),
+    kept={"a.weight[0]": "it is an output of the model"},
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "the number of pictures among the outputs",
+    [8],
+    lambda m, x: (m.out(h := m.a(x)), h.shape[0]),
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+case(
+    "one norm for values of two lengths",
+    [8],
+    lambda m, x: (m.out(m.norm(m.a(x).flatten(2).mT)), m.out(m.norm(m.a(x[..., :3, :3]).flatten(2).mT))),
+    a=conv(3, 8, bias=False),
+    norm=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)
 case(
     "focus",
     [8],
@@ -699,6 +769,14 @@ case(
     a=conv(3, 8),
     out=conv(8, 4),
     idx=nn.Buffer(torch.tensor([5, 0, 0, 7])),
+)
+case(
+    "read after a write through einsum",
+    [],
+    lambda m, x: m.out(_written_through(m.a(x))),
+    kept={"a.weight[0]": "sum runs over it"},
+    a=conv(3, 8, bias=False),
+    out=nn.Linear(8, 4),
 )
 case(
     "boolean mask over tokens",
@@ -1930,7 +2008,7 @@ def _list_of_channels(m: Any, h: Tensor, g: Tensor) -> Tensor:
 ABOVE = {"a.weight[0]": "", "b.weight[0]": ""}
 for name, units, statements, kept in (
     ("h += g", [8], _plus_equals, {}),
-    ("h[:, :, 0] = 0", [], _set_space, ABOVE),
+    ("h[:, :, 0] = 0", [8], _set_space, {}),
     ("h[:, :4] = g[:, 4:]", [], _set_channels, ABOVE),
     ("temporal shift", [], _temporal_shift, ABOVE),
     ("in-place on a flattened view", [8], _view_changed, {}),

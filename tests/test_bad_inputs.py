@@ -921,6 +921,41 @@ def test_copies_that_are_none(kind: type[nn.Module], run: Callable[[nn.Module, s
     refuses(kind(), sp.UnsupportedModelError, "cannot be copied", lambda m: run(m, plan))
 
 
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_forward_that_holds_its_module_by_default(keyword: bool) -> None:
+    """Its copy would go on calling the original."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    forward = (
+        (lambda x, *, m=model[1]: type(m).forward(m, x)) if keyword else (lambda x, m=model[1]: type(m).forward(m, x))
+    )
+    model[1].forward = forward
+    refuses(
+        model,
+        sp.UnsupportedModelError,
+        "1.forward: a function that holds modules",
+        lambda m: sp.prune(m, torch.ones(1, 4)),
+    )
+
+
+def test_gradients_of_what_inference_mode_made() -> None:
+    with torch.inference_mode():
+        model = Net()
+    importance = sp.importance.Taylor(lambda m, batch: m(batch).sum(), [images()])
+    with pytest.raises(sp.UnsupportedModelError, match="inference_mode"):
+        sp.prune(model, images(), importance=importance)
+    assert sp.prune(model, images(), importance=sp.importance.ActivationNorm([images()])).plan
+
+
+def test_other_records_reports_and_names() -> None:
+    result = sp.prune(Net(), images())
+    with pytest.raises(sp.ArgumentTypeError, match="record must be a dict"):
+        sp.save(result, "nowhere", record=torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(sp.FileFormatError, match="no report"):
+        type(result.report).from_dict(np.int64(3))
+    with pytest.raises(sp.ArgumentTypeError, match="name of a parameter"):
+        result.plan.removed([])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("path", ["", "block"])
 def test_a_module_that_holds_itself(path: str) -> None:
     model = Net()
@@ -946,6 +981,11 @@ def test_flags_are_true_or_false(flag: Any) -> None:
         ("inplace", lambda m: sp.prune(m, images(), inplace=flag)),
         ("inplace", lambda m: sp.apply(plan, m, inplace=flag)),
         ("verify", lambda m: sp.shrink(m, images(), verify=flag)),
+        ("details", lambda m: sp.shrink(m, images(), details=flag)),
+        ("group", lambda m: sp.prune(m, images(), importance=sp.importance.L1(flag))),
+        ("train", lambda m: sp.importance.ActivationNorm([images()], train=flag)),
+        ("progress", lambda m: sp.importance.Taylor(lambda model: model(images()).sum(), progress=flag)),
+        ("compiled", lambda m: sp.prune(m, images(), target={"latency": sp.Latency(0.5, compiled=flag)})),
         ("verify", lambda m: sp.iterate(m, images(), ratio=0.5, verify=flag)),
     ):
         refuses(Net(), sp.ArgumentTypeError, f"{name} must be True or False", run)

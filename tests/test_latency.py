@@ -110,6 +110,12 @@ def test_a_model_that_cannot_be_as_fast() -> None:
         sp.plan(graph, target={"latency": 0.5, "params": 0.00001})
 
 
+@pytest.mark.usefixtures("tiled")
+def test_no_plan_that_could_be_timed() -> None:
+    with pytest.raises(sp.TargetError, match="no plan with fewer macs was found that could be timed"):
+        sp.plan(sp.analyze(net(), rows()), target={"latency": 0.5}, max_ratio=0.0)
+
+
 def test_the_staircase_has_right_ends() -> None:
     counts = np.array([4, 8, 12, 16, 20])
     assert latency.right_ends(counts, np.array([1.0, 1.0, 2.0, 2.0, 3.0])).tolist() == [8, 16, 20]

@@ -89,7 +89,9 @@ def fourier(name: str, size: str) -> list[Use]:
     return (
         use(8, lambda h, m, x: function(h, dim=space), lambda h, m, x: function(h, four, space))
         + use(8, *([lambda h, m, x: function(h)] if not name.endswith("n") else []))
-        + use(8, *([lambda h, m, x: function(h, s=(4, 4))] if name.endswith("n") else []))
+        + use(
+            8, *([lambda h, m, x: function(h, s=(4, 4)), lambda h, m, x: function(h, 4)] if name.endswith("n") else [])
+        )
         + use(0, lambda h, m, x: function(h, dim=channels), lambda h, m, x: function(h.mT.transpose(1, 3)))
     )
 
@@ -494,8 +496,8 @@ USES: dict[str, list[Use]] = {
     },
     "any": use(8, lambda h, m, x: (h > 0).any(3)) + use(0, lambda h, m, x: (h >= 0).any(1)),
     "all": use(8, lambda h, m, x: (h > 0).all(3)) + use(0, lambda h, m, x: (h > 0).all(1)),
-    "count_nonzero": use(8, lambda h, m, x: (h > 0).count_nonzero(3))
-    + use(0, lambda h, m, x: h.cos().count_nonzero(1)),
+    "count_nonzero": use(8, lambda h, m, x: (h > 0).count_nonzero(3), lambda h, m, x: (h > 0).count_nonzero(3, 2))
+    + use(0, lambda h, m, x: h.cos().count_nonzero(1), lambda h, m, x: h.cos().count_nonzero(2, 1)),
     "sum": use(8, lambda h, m, x: h.sum(3), lambda h, m, x: h.sum((2, 3)), lambda h, m, x: h.sum(1))
     + use(0, lambda h, m, x: h.cos().sum(1), lambda h, m, x: h.cos().sum()),
     "nansum": use(8, lambda h, m, x: h.nansum(3), lambda h, m, x: h.nansum(1)),

@@ -99,11 +99,32 @@ def test_constants_of_nobody_keep_nothing(table: Callable[[], Tensor]) -> None:
     assert_exact(between(lambda m, h: h.relu() * table()), ROWS)
 
 
-@pytest.mark.parametrize("inverse", [lambda m, h: 1 / h, lambda m, h: h.square().log(), lambda m, h: h * h.rsqrt()])
+INVERSES: list[Callable[[Any, Tensor], Tensor]] = [
+    lambda m, h: 1 / h,
+    lambda m, h: h.square().log(),
+    lambda m, h: h * h.rsqrt(),
+    lambda m, h: 2 % h,
+    lambda m, h: torch.fmod(h + 1, h),
+    lambda m, h: (h + 1) // h,
+    lambda m, h: torch.addcdiv(h, h + 1, h),
+    lambda m, h: torch.float_power(h, -1),
+    lambda m, h: h**-2.0,
+    lambda m, h: torch.special.xlogy(h + 1, h),
+    lambda m, h: torch.lgamma(h) + torch.digamma(h),
+    lambda m, h: h.clone().add_(1).div_(h),
+]
+
+
+@pytest.mark.parametrize("inverse", INVERSES)
 def test_zeros_that_something_divides_by_are_kept(inverse: Callable[[Any, Tensor], Tensor]) -> None:
     model = between(lambda m, h: inverse(m, h.abs()))
     with pytest.raises(sp.NothingToPruneError, match="is not finite where it would become zero"):
         sp.prune(model, ROWS)
+
+
+@pytest.mark.parametrize("power", [2.0, 1.5])
+def test_powers_of_zero_that_are_finite(power: float) -> None:
+    assert_exact(between(lambda m, h: h.abs() ** power + torch.remainder(h, 2)), ROWS)
 
 
 def test_zeros_that_nobody_knew_of_are_refused() -> None:
