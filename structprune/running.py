@@ -145,21 +145,26 @@ def run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
 def outcome(model: nn.Module, call: Call, mode: str, steady: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The tensors that a model returns, and its floating-point buffers after that, by name; both in float64.
 
-    The next run finds the model as this one did: buffers that it updates, and what it keeps in attributes.
+    The next run finds the model and the inputs as this one did: buffers that it updates, what it keeps in attributes,
+    and tensors that it works on in place.
     """
     model.train(mode == "train")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float64)
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     before = Contents(modules)
     copies: dict[int, Tensor] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.clone()
+        return copies[id(tensor)]
+
     for module in modules:
-        for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in copies:
-                copies[id(buffer)] = buffer.clone()
-            module._buffers[name] = copies.get(id(buffer))
+        module._buffers.update({name: copied(b) for name, b in module._buffers.items() if b is not None})
+    args, kwargs = map_tensors(copied, (call.args, dict(call.kwargs)))
     try:
         with _seeded(), _Comparable(dtype, steady):
-            outputs = list(tensors_in(model(*call.args, **call.kwargs)))
+            outputs = list(tensors_in(model(*args, **kwargs)))
         buffers = {name: b.double() for name, b in model.named_buffers() if b.is_floating_point()}
     finally:
         before.restore()

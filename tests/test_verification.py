@@ -222,6 +222,26 @@ def test_a_run_leaves_a_model_as_it_was() -> None:
     assert not torch.equal(first[1]["mean"], model.mean)  # type: ignore[arg-type]
 
 
+class Rescaling(Centred):
+    """Works on its input in place."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x.mul_(2).add_(1))
+
+
+def test_inputs_that_are_written() -> None:
+    model, images = randomise(Rescaling().double()), rows(3, 8)
+    before = images.clone()
+    result = sp.prune(model, images, ratio=0.5)
+    assert result.report.verification is not None
+    assert result.report.verification.max_rel_error < 1e-9
+    assert torch.equal(images, before)
+    wrong = copy.deepcopy(result.model)
+    with torch.no_grad():
+        wrong.c.bias[0] += 1e-3
+    assert not sp.verify(model, result.plan, images, small=wrong).ok
+
+
 # -- other outputs -------------------------------------------------------------------------------------------------
 
 
