@@ -160,7 +160,8 @@ def outcome(model: nn.Module, call: Call, mode: str, steady: bool = False) -> tu
         return copies[id(tensor)]
 
     for module in modules:
-        module._buffers.update({name: copied(b) for name, b in module._buffers.items() if b is not None})
+        for store in (module._buffers, vars(module)):
+            store.update({name: copied(value) for name, value in store.items() if isinstance(value, Tensor)})
     args, kwargs = map_tensors(copied, (call.args, dict(call.kwargs)))
     try:
         with _seeded(), _Comparable(dtype, steady):

@@ -178,6 +178,7 @@ class Remembering(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.a, self.b, self.calls = kind, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), 0
+        self.notes = torch.zeros((), dtype=torch.float64)
         self.register_buffer("mean", torch.zeros(8))
         self.register_buffer("count", torch.zeros(()))
 
@@ -194,12 +195,14 @@ class Remembering(nn.Module):
             self.count += 1
         elif self.kind == "numbered":
             self.calls += 1
+        elif self.kind == "noted":
+            self.notes += x.mean()
         else:
             h = F.instance_norm(h, self.mean, self.mean + 1)
-        return self.b(h - self.mean[:, None, None]).mean((2, 3)) * (1 + self.count)  # type: ignore[no-any-return]
+        return self.b(h - self.mean[:, None, None]).mean((2, 3)) * (1 + self.count + self.notes)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", ["in place", "anew", "counted", "numbered", "instance norm"])
+@pytest.mark.parametrize("kind", ["in place", "anew", "counted", "numbered", "noted", "instance norm"])
 def test_models_that_remember(kind: str) -> None:
     model = randomise(Remembering(kind).double()).eval()
     before = Snapshot.of(model)
