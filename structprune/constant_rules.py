@@ -42,7 +42,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def unknown(rank: int) -> Tensor:
     """Nothing is known of a value of this rank."""
-    return torch.full((1,) * rank, _NAN, dtype=torch.float64)
+    return torch.full((1,) * rank, _NAN, dtype=torch.float64, device="cpu")
 
 
 # -- element by element ----------------------------------------------------------------------------------------

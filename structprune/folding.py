@@ -77,7 +77,7 @@ def _merge(weight: Weight, liveness: Liveness, edits: Edits) -> None:
     chosen = weight.read(liveness.dead).constant & dead
     if not chosen.any():
         return
-    change = torch.zeros(weight.tensor.shape, dtype=torch.float64)
+    change = torch.zeros(weight.tensor.shape, dtype=torch.float64, device="cpu")
     view = weight.readers[0].view(change)
     for group in torch.nonzero(chosen.any(1))[:, 0].tolist():
         at = chosen[group]

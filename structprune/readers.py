@@ -106,7 +106,7 @@ def _transposed(
 
 
 def _always(taps: int) -> Tensor:
-    return torch.ones(taps, dtype=torch.bool)
+    return torch.ones(taps, dtype=torch.bool, device="cpu")
 
 
 def _spread(value: Any, rank: int) -> list[int]:
@@ -121,7 +121,7 @@ def _inside(kernel: Sequence[int], steps: Sequence[int], before: Sequence[int], 
         [t * d >= a and (k - 1 - t) * d >= b for t in range(k)]
         for k, d, a, b in zip(kernel, steps, before, after, strict=True)
     ]
-    return torch.tensor([all(tap) for tap in product(*sides)])
+    return torch.tensor([all(tap) for tap in product(*sides)], device="cpu")
 
 
 _FORMS: dict[str, Callable[..., Reader | None]] = {

@@ -1024,3 +1024,24 @@ def test_a_plan_of_more_channels_than_there_can_be() -> None:
     text = sp.plan(sp.analyze(Net(), images())).to_json().replace('"of":8', f'"of":{10**12}', 1)
     with pytest.raises(sp.PlanError, match="no dimension has 1000000000000 channels"):
         sp.PruningPlan.from_json(text)
+
+
+ELSEWHERE: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "prune": lambda m, x: sp.prune(m, x),
+    "shrink": lambda m, x: sp.shrink(m, x),
+    "sparsity": lambda m, x: sp.sparsity(m, x),
+    "taylor": lambda m, x: sp.prune(m, x, importance=sp.importance.Taylor(lambda n, batch: n(batch).sum(), [x])),
+    "activations": lambda m, x: sp.prune(m, x, importance=sp.importance.ActivationNorm([x])),
+    "flap": lambda m, x: sp.prune(m, x, importance=sp.importance.FLAP([x])),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_another_default_device(name: str) -> None:
+    """Where new tensors go says nothing about a model that is on the CPU."""
+    model, x = Net(), images()
+    torch.set_default_device("meta")
+    try:
+        assert ELSEWHERE[name](model, x) is not None
+    finally:
+        torch.set_default_device(None)

@@ -68,7 +68,7 @@ class ActivationCriterion(Criterion):
         tally = Tally(self.statistic, {part.name: values_of(part) for part in parts})
         with failing_together():
             count = self._run(graph, tally)
-        check_count(int(summed(torch.tensor(float(count)))))
+        check_count(int(summed(torch.tensor(float(count), device="cpu"))))
         self._found = tally.results()
 
     def _run(self, graph: ChannelGraph, tally: Tally) -> int:

@@ -73,7 +73,7 @@ class LossCriterion(Criterion):
         total = np.zeros(1 + max((int(group.units.max()) for group in graph.groups), default=0))
         with failing_together():
             count = self._run(graph, total)
-        count = check_count(int(summed(torch.tensor(float(count)))))
+        count = check_count(int(summed(torch.tensor(float(count), device="cpu"))))
         self._scores = summed(torch.from_numpy(total)).numpy() / count
 
     def _run(self, graph: ChannelGraph, total: Scores) -> int:

@@ -107,7 +107,7 @@ class Tally:
         return {key: self._result(key, shapes[key]) for key in sorted(shapes)}
 
     def _result(self, key: Key, shape: torch.Size) -> Tensor:
-        state = self.states[key] if key in self.states else torch.zeros(shape, dtype=torch.float64)
+        state = self.states[key] if key in self.states else torch.zeros(shape, dtype=torch.float64, device="cpu")
         found = self.statistic.result(self.statistic.across(state)).double()
         if not bool(found.isfinite().all()):
             bad = int((~found.isfinite()).sum())
