@@ -262,10 +262,12 @@ class Space:
 
     def _survives(self, check: Check) -> bool:
         """Whether the check holds for random removals."""
+        return not self.concerned(check) or all(check.holds(view) for view in self._probes())
+
+    def concerned(self, check: Check) -> bool:
+        """Whether anything may go that a check depends on."""
         roots = self.couplings.roots()
-        if not any(roots[labels].any() for labels in self.labels_behind(check)):
-            return True
-        return all(check.holds(view) for view in self._probes())
+        return any(roots[labels].any() for labels in self.labels_behind(check))
 
     def _probes(self) -> Sequence[View]:
         roots = self.couplings.roots()

@@ -202,7 +202,8 @@ class Recorder(TorchFunctionMode):
     def needs_values(self, name: str, args: tuple[Any, ...]) -> bool:
         """Whether the shape of the result depends on values, or may: masks as indices, operations without a rule."""
         masked = name == "getitem" and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
-        return masked or name in _VALUED or not self.leaves(name)
+        positions = name == "where" and len(args) == 1
+        return masked or positions or name in _VALUED or not self.leaves(name)
 
     def add(
         self, function: Callable[..., Any], name: str, args: Any, kwargs: Any, inputs: Any = None, **meta: Any

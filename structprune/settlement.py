@@ -24,19 +24,19 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
     while True:
         view = graph.view(removed)
         needed = np.zeros(roots.count, bool)
-        failed = [check for check in graph.space.checks if not check.holds(view)]
+        failed = [check for check in graph.space.checks if not check.holds(view) and graph.space.concerned(check)]
         notes += [check.why for check in failed]
         for labels in (labels for check in failed for labels in graph.space.labels_behind(check)):
             needed[roots[labels]] = True
         for labels in _emptied(graph, view):
             notes.append("a value would be left empty")
             needed[roots[labels]] = True
-        if failed and not needed[removed].any():  # nothing that could be put back explains it: put everything back
-            removed = removed[:0]
-        elif not needed[removed].any():
-            return _freeze(graph, view, tuple(dict.fromkeys(notes))), removed
-        else:
+        if needed[removed].any():
             removed = removed[~needed[removed]]
+        elif failed and len(removed):  # nothing that could be put back explains it: put everything back
+            removed = removed[:0]
+        else:
+            return _freeze(graph, view, tuple(dict.fromkeys(notes))), removed
 
 
 def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
