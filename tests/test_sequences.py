@@ -736,3 +736,46 @@ def test_packed_sequences_whose_lengths_are_a_list(kind: Any) -> None:
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     result = sp.prune(randomise(Packed().double()).eval(), x, ratio=0.5)
     assert len(result.plan.kept["up.weight"][0]) == 8
+
+
+class Experts(nn.Module):
+    """A residual block of experts, each for the tokens that are sent to it."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.inp, self.norm, self.gate, self.head = (
+            nn.Linear(16, 12),
+            nn.LayerNorm(12),
+            nn.Linear(12, count),
+            nn.Linear(12, 5),
+        )
+        self.up = nn.ModuleList(nn.Linear(12, 8) for _ in range(count))
+        self.down = nn.ModuleList(nn.Linear(8, 12) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x).relu()
+        width = x.shape[-1]
+        tokens = self.norm(x).view(-1, width)
+        weights, chosen = torch.topk(self.gate(tokens).softmax(1), 2, dim=-1)
+        sums = torch.zeros((len(tokens), width), dtype=x.dtype)
+        for i, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+            token, place = torch.where(chosen == i)
+            found = down(up(tokens[None, token].reshape(-1, width)).relu())
+            sums.index_add_(0, token, found * weights[token, place, None])
+        return self.head(x + sums.reshape(x.shape))  # type: ignore[no-any-return]
+
+
+def test_a_mixture_of_experts() -> None:
+    """Which tokens an expert gets is seen in values; all that is added by position is added along the tokens."""
+    words = torch.randn(2, 30, 16, dtype=torch.float64)
+    small = exact(Experts(), words)
+    assert small.inp.out_features == 6
+    assert [up.out_features for up in small.up] == [4] * 4
+
+
+def test_experts_that_get_no_token() -> None:
+    """Nothing is known of what they do: a check that can never hold says so, and does not go round in circles."""
+    model = randomise(Experts(6).double(), 0)
+    result = assert_exact_or_nothing(model, torch.randn(1, 1, 16, dtype=torch.float64))
+    assert result is not None
+    assert any(why.startswith("the traced call had no elements there") for why in result.report.fixed.values())
