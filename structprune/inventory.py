@@ -86,8 +86,9 @@ class Inventory:
         return {id(tensor): name for name, tensor in self.tensors.items()}
 
     @cached_property
-    def _rows(self) -> list[tuple[str, int, tuple[int, ...]]]:
-        """Every place in the order of its name: what is written of it, the id of what is there, and its shape."""
+    def _rows(self) -> list[tuple[str, int, tuple[int, ...], str]]:
+        """Every place in the order of its name: how what is written of it begins, the id of what is there, its shape,
+        and all that is written of it."""
         places = [(name, kind, id(tensor), tuple(tensor.shape)) for name, kind, tensor in self._stored]
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
@@ -96,9 +97,11 @@ class Inventory:
                     places.append((prefix + name, "module", id(child), ()))
         places.sort()
         first: dict[int, str] = {}
-        return [
-            (f"({name!r}, {kind!r}, {first.setdefault(key, name)!r}, ", key, shape) for name, kind, key, shape in places
-        ]
+        rows = []
+        for name, kind, key, shape in places:
+            text = f"({name!r}, {kind!r}, {first.setdefault(key, name)!r}, "
+            rows.append((text, key, shape, f"{text}{_text(shape)})"))
+        return rows
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,14 +114,13 @@ class Inventory:
     def fingerprint_after(self, cut: Mapping[str, Mapping[int, Sequence[int]]]) -> str:
         """The fingerprint of what a plan that cuts the tensors so will make of the model."""
         kept = {id(self.tensors[name]): dims for name, dims in cut.items() if name in self.tensors}
-        parts = []
-        for text, key, shape in self._rows:
+        parts = [whole for _, _, _, whole in self._rows]
+        for place, (text, key, shape, _) in enumerate(self._rows if kept else ()):
             if key in kept:
                 sizes = list(shape)
                 for dim, indices in kept[key].items():
                     sizes[dim] = len(indices)
-                shape = tuple(sizes)
-            parts.append(f"{text}{_text(shape)})")
+                parts[place] = f"{text}{_text(tuple(sizes))})"
         return hashlib.sha256(f"[{', '.join(parts)}]".encode()).hexdigest()[:32]
 
 

@@ -16,6 +16,7 @@ from .copying import deep_copy
 from .inventory import named_tensors
 from .program import Call, map_tensors
 from .running import outcome
+from .steady import LEVELS
 
 COARSE = 2**7  # times the difference that float32 makes
 _NARROWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
@@ -40,7 +41,7 @@ def grains(model: nn.Module, call: Call, mode: str, names: Iterable[str]) -> lis
             tensor.data = _narrow(tensor.data)
         smaller = Call(map_tensors(_narrow, call.args), map_tensors(_narrow, dict(call.kwargs)))
         try:
-            runs = [outcome(one, given, mode, steady=True) for one, given in ((wide, call), (narrow, smaller))]
+            runs = [outcome(one, given, mode, LEVELS[0]) for one, given in ((wide, call), (narrow, smaller))]
             exact, coarse = ([*outputs, *(buffers[name] for name in names)] for outputs, buffers in runs)
         except Exception:  # whatever the user's code raises
             return []

@@ -26,13 +26,13 @@ class _Comparable(TorchFunctionMode):
     """Dropout draws one number per channel, so the two models would draw different ones: it is switched off.
 
     In float64, conversions to float32 inside a model (Hugging Face norms have them) are left out: their rounding
-    would hide what is looked for. `steady` holds all random numbers constant.
+    would hide what is looked for. A `level` holds all random numbers constant (see `steady`).
     """
 
-    def __init__(self, dtype: torch.dtype, steady: bool) -> None:
+    def __init__(self, dtype: torch.dtype, level: float | None) -> None:
         super().__init__()
         self.exact = dtype == torch.float64
-        self.steady = steady
+        self.level = level
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,7 +40,7 @@ class _Comparable(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         known = operation(function)
         name = known.name
-        if self.steady and (constant := drawn(known, function, args, kwargs)) is not None:
+        if self.level is not None and (constant := drawn(known, function, args, kwargs, self.level)) is not None:
             return constant
         if "dropout" in name and args and isinstance(args[0], Tensor):
             return args[0]
@@ -142,7 +142,9 @@ def run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:
     return outcome(model, call, mode)[0]
 
 
-def outcome(model: nn.Module, call: Call, mode: str, steady: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
+def outcome(
+    model: nn.Module, call: Call, mode: str, level: float | None = None
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The tensors that a model returns, and its floating-point buffers after that, by name; both in float64.
 
     The next run finds the model and the inputs as this one did: buffers that it updates, what it keeps in attributes,
@@ -164,7 +166,7 @@ def outcome(model: nn.Module, call: Call, mode: str, steady: bool = False) -> tu
             store.update({name: copied(value) for name, value in store.items() if isinstance(value, Tensor)})
     args, kwargs = map_tensors(copied, (call.args, dict(call.kwargs)))
     try:
-        with _seeded(), _Comparable(dtype, steady):
+        with _seeded(), _Comparable(dtype, level):
             outputs = list(tensors_in(model(*args, **kwargs)))
         buffers = {name: b.double() for name, b in model.named_buffers() if b.is_floating_point()}
     finally:

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import structprune as sp
 from structprune import importance as imp
+from structprune.importance.base import slice_norms
 
 
 def group_of(graph: sp.ChannelGraph, name: str) -> sp.Group:
@@ -811,3 +813,22 @@ def test_a_normalisation_that_is_none() -> None:
         sp.plan(sp.analyze(net(), images()[0][0]), importance=own)
     with pytest.raises(sp.ArgumentError, match="'always'"):
         imp.normalized([], [], "always")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(70000, 5), (1000, 33), (5, 70000), (33, 1000), (3, 7, 9)])
+def test_equal_slices_have_equal_norms(shape: tuple[int, ...], threads: int) -> None:
+    """Whichever dimension they are slices of, and however many threads add them up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dim in range(len(shape)):
+            one = torch.randn([1 if d == dim else n for d, n in enumerate(shape)])
+            part: Any = SimpleNamespace(
+                tensor=one.expand(shape).contiguous(), dim=dim, indices=np.arange(shape[dim]), name="w"
+            )
+            norms = slice_norms(part)
+            assert len(set(norms.tolist())) == 1
+            assert norms[0] == pytest.approx(float(one.abs().sum(dtype=torch.float64)), rel=1e-6)
+    finally:
+        torch.set_num_threads(before)

@@ -383,15 +383,27 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: written(h, (slice(None), slice(None), 1), torch.arange(32.0, dtype=h.dtype).view(8, 4)),
     ),
     "index_add": use(8, lambda h, m, x: h.index_add(2, torch.tensor([0, 2, 0]), m.b(x)[:, :, 1:], alpha=2))
-    + use(0, lambda h, m, x: h.index_add(1, torch.arange(8), m.b(x))),
+    + use(
+        0,
+        lambda h, m, x: h.index_add(1, torch.arange(8), m.b(x)),
+        lambda h, m, x: (h.cos() * 9).int().index_add(2, torch.tensor([1]), (m.b(x)[:, :, :1] * 9).int()).sum(1),
+        lambda h, m, x: complex_of(h.cos()).index_add(2, torch.tensor([1]), complex_of(m.b(x))[:, :, :1]).sum(1),
+    ),
     "index_copy": use(8, lambda h, m, x: torch.index_copy(h, -1, torch.tensor([3, 0]), m.b(x)[..., 1:3])),
-    "scatter_add": use(8, lambda h, m, x: torch.zeros_like(h).scatter_add(2, h.argsort(2), h))
+    "scatter_add": use(
+        8,
+        lambda h, m, x: torch.zeros_like(h).scatter_add(2, h.argsort(2), h),
+        lambda h, m, x: torch.zeros_like(h).scatter_add(dim=-1, index=h.argsort(3), src=h).relu().sum(1),
+    )
     + use(0, lambda h, m, x: h.scatter_add(1, h.argsort(1), h)),
     "new": use(8, lambda h, m, x: h + h.data.new(2, 1, 4, 4).zero_()),
     "cosine_similarity": use(
         8,
         lambda h, m, x: F.cosine_similarity(h.relu(), m.b(x).relu()),
         lambda h, m, x: torch.cosine_similarity(h, m.vector[:, None, None], dim=2),
+        lambda h, m, x: F.cosine_similarity(  # over the channels of b, which stay: one row of h meets them all
+            h.mean((2, 3))[:, None], m.b(x).mean((2, 3))[:, :, None] @ h.mean((2, 3))[:, None]
+        ),
     )
     + use(0, lambda h, m, x: F.cosine_similarity(h.sigmoid(), h, dim=1)),
     "index_put": use(0, lambda h, m, x: h.index_put((torch.tensor([0]),), torch.zeros((), dtype=h.dtype))),

@@ -779,3 +779,22 @@ def test_experts_that_get_no_token() -> None:
     result = assert_exact_or_nothing(model, torch.randn(1, 1, 16, dtype=torch.float64))
     assert result is not None
     assert any(why.startswith("the traced call had no elements there") for why in result.report.fixed.values())
+
+
+class StandardisedAndNormed(nn.Module):
+    """Weights that are standardised by `F.batch_norm`, and a value [N, C] that has one, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, 8, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        h = F.conv1d(h, weight)
+        return h * F.batch_norm(h.mean(2), None, None, training=True)[..., None]
+
+
+def test_batch_norms_of_two_ranks_in_one_module() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 8, 1, bias=False), StandardisedAndNormed(), nn.Conv1d(8, 3, 1))
+    assert_exact_or_nothing(randomise(model.double(), 0), torch.randn(4, 3, 6, dtype=torch.float64))

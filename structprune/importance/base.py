@@ -19,7 +19,7 @@ Importance = Callable[[Group], Any]
 
 SLICES = ("producers", "consumers", "all")
 REDUCTIONS = ("sum", "mean", "max")
-CHUNK = 1 << 17  # numbers of double precision that are in use at a time: a megabyte stays in the cache
+CHUNK = 1 << 17  # numbers of double precision that are in use at a time: a megabyte stays in the cache; two in float32
 
 
 class Criterion:
@@ -109,11 +109,11 @@ def _short_sums(rows: Tensor) -> Tensor:
     threads take a part each.
     """
     count, width = rows.shape
-    several = count // max(2, 2 * CHUNK // max(width, 1))
+    several = count // max(2, 4 * CHUNK // max(width, 1))
     if several < 2:
-        return rows.abs().sum(1).double()
+        return rows.contiguous().abs().sum(1).double()
     pieces = rows.tensor_split(several)  # the first of them is the longest
-    buffer = torch.empty_like(pieces[0])
+    buffer = rows.new_empty(pieces[0].shape)
     return torch.cat([torch.abs(piece, out=buffer[: piece.shape[0]]).sum(1) for piece in pieces]).double()
 
 

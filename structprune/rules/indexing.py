@@ -129,8 +129,9 @@ def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> La
 
 
 @rule("index_add", "index_copy", "scatter_add")
-def add_at(site: Site, input: Labels, dim: Any, index: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+def add_at(site: Site, input: Labels, dim: Any, index: Any, source: Any = None, src: Any = None, **kwargs: Any) -> Any:
     """Positions along one dimension; along the others what is added meets what it is added to."""
+    source = src if source is None else source
     why = f"it is written into by position ({site.name})"
     values = [input, source, *([index] if site.name == "scatter_add" else [])]
     whole = all(isinstance(v, Labels) and v.ndim == input.ndim for v in values) and isinstance(dim, int)

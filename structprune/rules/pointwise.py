@@ -34,8 +34,8 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
 # be.
 _POLES = frozenset(
     """div true_divide divide rdiv floor_divide remainder fmod addcdiv reciprocal rsqrt pow float_power log log2 log10
-    logit xlogy lgamma digamma polygamma mvlgamma igamma igammac special_zeta special_bessel_y0 special_bessel_y1
-    special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
+    logit xlogy lgamma digamma polygamma mvlgamma igamma igammac special_zeta special_ndtri special_bessel_y0
+    special_bessel_y1 special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
     special_scaled_modified_bessel_k1""".split()
 )
 

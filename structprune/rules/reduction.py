@@ -75,7 +75,8 @@ def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args:
 @rule("cosine_similarity")
 def cosine(site: Site, x1: Labels, x2: Labels, dim: int = 1, *args: Any, **kwargs: Any) -> Any:
     """Three sums over one dimension, of a product and of squares."""
-    zero = site.zero(x1) and site.zero(x2)
+    alike = x1.ndim == x2.ndim and x1.shape[dim] == x2.shape[dim]  # a single one would count as often as it is met
+    zero = alike and site.zero(x1) and site.zero(x2)
     both = site.broadcast([x1, x2], np.broadcast_shapes(x1.shape, x2.shape))
     if zero:
         return sum_zeros(site, both, dims_of(both, dim))

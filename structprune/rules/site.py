@@ -126,7 +126,7 @@ class Site:
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
         known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}
         alike = all(n.meta["code"] in known for n in calls)
-        return alike and "forward" not in vars(module) and len({n.meta["shape"][dim] for n in calls}) == 1
+        return alike and "forward" not in vars(module) and len({n.meta["shape"][dim:][:1] for n in calls}) == 1
 
     def attribute_holding(self, value: Any) -> str:
         """The attribute of the calling module that this float is; empty if it is from elsewhere."""

@@ -139,8 +139,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
     if op in _ADDED:
-        data = [n for n in inputs if n.meta["dtype"].is_floating_point]
-        return _all_zero(data, values, zero)
+        given = [node.args[0], _argument(node, 3, "src" if op == "scatter_add" else "source")]
+        return all(isinstance(n, Node) for n in given) and _all_zero(given, values, zero)
     if op in _KEEP:
         padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
