@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .checkpoint import HEADER_LIMIT, fill, read_header
-from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError
+from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError, UnsupportedModelError
 from .inventory import Inventory
 from .plan import PruningPlan
 from .prepare import check_model, check_values
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PLAN, WEIGHTS, SUFFIX = "plan.json", "model.safetensors", ".safetensors"
 PARTIAL = ".partial"  # of files that are being written
 _KEY = "structprune."
+_UNWRITABLE = frozenset({torch.complex32, torch.complex128})
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def save(
     parts = Inventory(result.model)
     check_model(parts)
     check_values(result.model)
+    for name, tensor in parts.registered.items():
+        if tensor.dtype in _UNWRITABLE:
+            raise UnsupportedModelError(f"{name} is {tensor.dtype}, which safetensors does not hold; make it complex64")
     if result.plan.becomes not in ("", parts.fingerprint):
         raise ArgumentError(
             "the model is not what its plan makes: names, shapes or ties of parameters have changed since"

@@ -511,3 +511,20 @@ def test_a_file_does_not_choose_what_is_fetched(text: str, result: sp.Result, tm
         sp.load(tmp_path / "a.safetensors")
     assert parse(text).fetches
     assert not parse("timm:resnet10t?pretrained=False&num_classes=10").fetches
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.c = nn.Parameter(torch.randn(16, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.c).abs())  # type: ignore[no-any-return]
+
+
+def test_complex_numbers_that_the_format_does_not_hold(tmp_path: Path) -> None:
+    result = sp.prune(Complex().double(), torch.randn(2, 8, dtype=torch.float64), ratio=0.5)
+    with pytest.raises(sp.UnsupportedModelError, match="complex128, which safetensors does not hold"):
+        sp.save(result, tmp_path / "small.safetensors")
+    assert not (tmp_path / "small.safetensors").exists()
