@@ -69,7 +69,7 @@ def _standardises(site: Site, input: Labels, args: Any, kwargs: Any) -> bool:
     statistics = [*args[:2], kwargs.get("running_mean"), kwargs.get("running_var")]
     if entries is None or len(varying(entries)) > 1 or any(s is not None for s in statistics):
         return False
-    if not (site.zero(input) and site.stands_in(site.name, 2)) or site.stock:
+    if not (site.zero(input) and site.stands_in(site.name)) or site.stock:
         return False
     site.norms.append(Swap(site.path, "norm", entries.size, entries.reshape(-1)))
     return True
@@ -113,7 +113,7 @@ def rms_norm(
     node = site.node_of(weight) if weight is not None else None
     input, labels = last_dim(site, input, len(normalized_shape), (weight,))
     if labels is not None:
-        name = site.attribute_holding(eps) if site.stands_in("rms_norm", -1) else ""
+        name = site.attribute_holding(eps) if site.stands_in("rms_norm") else ""
         shape = _told_by(normalized_shape[0], site.path)
         if name and shape is not None and node is not None and foldable(node) and not site.stock:
             instead = substitute(site, len(labels), labels)
@@ -142,19 +142,14 @@ def substitute(site: Site, channels: int, labels: IntArray) -> Swap | None:
     """What takes the place of the calling module, if something can."""
     if stays_stock(site, channels):
         return Swap(site.path, "stock", channels, labels)
-    return Swap(site.path, "norm", channels, labels) if site.stands_in(site.name, _channels(site)) else None
-
-
-def _channels(site: Site) -> int:
-    """The dimension of channels."""
-    return 1 if site.name == "group_norm" else -1
+    return Swap(site.path, "norm", channels, labels) if site.stands_in(site.name) else None
 
 
 def stays_stock(site: Site, channels: int) -> bool:
     """Whether the calling module may go on as it is over fewer channels, told its shape by an attribute."""
     shape = getattr(site.modules[site.path], "normalized_shape", None)
     told = site.name == "group_norm" or shape == (channels,)
-    return site.stock and told and site.stands_in(site.name, _channels(site))
+    return site.stock and told and site.stands_in(site.name)
 
 
 @rule("group_norm")

@@ -30,8 +30,7 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     return site.broadcast(list(labels_in((args, kwargs))), site.shape)
 
 
-# Functions that are not finite where an operand is zero, some of them for some exponents: the masked original would not
-# be.
+# Functions that are not finite where an operand is zero, some of them for some exponents.
 _POLES = frozenset(
     """div true_divide divide rdiv floor_divide remainder fmod addcdiv reciprocal rsqrt pow float_power log log2 log10
     logit xlogy lgamma digamma polygamma mvlgamma igamma igammac special_zeta special_ndtri special_bessel_y0

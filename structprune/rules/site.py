@@ -39,6 +39,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+# The dimension that a norm counts, if it is not the last; a batch norm does so where it standardises weights.
+_CHANNELS = {"group_norm": 1, "batch_norm": 2}
+
+
 class Site:
     """One node of the traced graph, as its rule sees it."""
 
@@ -119,9 +123,10 @@ class Site:
             return f"{node.meta['tensor']}"
         return f"the result of {node.meta['op']}"
 
-    def stands_in(self, name: str, dim: int) -> bool:
-        """Whether the calling module makes such calls in its own forward, all for equally many channels (in dimension
-        `dim`), so that a substitute can make them."""
+    def stands_in(self, name: str) -> bool:
+        """Whether the calling module makes such calls in its own forward, all for equally many channels, so that a
+        substitute can make them."""
+        dim = _CHANNELS.get(name, -1)
         module = self.modules[self.path]
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
         known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}

@@ -129,22 +129,26 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("max", "min", "maximum", "minimum", "complex"):
         return _all_zero(inputs, values, zero)
     if op in ("div", "true_divide", "divide") and len(inputs) == 2:
-        divisor = inputs[1]
-        while divisor.meta["op"] in ("expand", "expand_as", "broadcast_to"):
-            divisor = divisor.all_input_nodes[0]
-        return zero(inputs[0]) and inputs[0] is node.args[0] and not _labelled(divisor, values)
+        return zero(inputs[0]) and inputs[0] is node.args[0] and not _labelled(_unexpanded(inputs[1]), values)
     if op in ("mul", "multiply"):
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
     if op in _ADDED:
-        given = [node.args[0], _argument(node, 3, "src" if op == "scatter_add" else "source")]
-        return all(isinstance(n, Node) for n in given) and _all_zero(given, values, zero)
+        added = _argument(node, 3, "src" if op == "scatter_add" else "source")
+        return isinstance(added, Node) and _all_zero([node.args[0], added], values, zero)
     if op in _KEEP:
         padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
+
+
+def _unexpanded(node: Node) -> Node:
+    """A value before it was made larger."""
+    while node.meta["op"] in ("expand", "expand_as", "broadcast_to"):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
