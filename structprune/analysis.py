@@ -22,43 +22,14 @@ from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
 from .rules import RULES, Site, apply_rule
-from .rules.checks import Check, Requirement, View
+from .rules.checks import Check, GuardCheck, Requirement, View
 from .rules.folds import held_folds
 from .rules.normalization import Fold, Swap
-from .rules.shaping import Reshaping
 from .rules.site import labels_in
-from .sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate, leaves
+from .sizes import AttributeOf, DimOf, Guard, Size, leaves
 
 ORPHAN = "no filter of the traced calls produces it"
 TOGETHER = "its indices are coupled with one another, so that all would go at once"
-
-
-@dataclass
-class GuardCheck:
-    """What the model's Python saw of a size must not change."""
-
-    guard: Guard
-    labels: list[IntArray]
-    node: Node | None = None
-
-    @property
-    def why(self) -> str:
-        return f"Python looks at its size ({self.guard.where})"
-
-    def holds(self, view: View) -> bool:
-        return bool(evaluate(self.guard.origin, view.leaf) == self.guard.expected)
-
-    def demands(self) -> tuple[AttributeOf, Any] | None:
-        """An attribute that is compared with something and equal to it: it can follow."""
-        origin = self.guard.origin
-        if isinstance(origin, Computed) and (origin.function.__name__, self.guard.expected) in (
-            ("eq", True),
-            ("ne", False),
-        ):
-            for one, other in (origin.operands, origin.operands[::-1]):
-                if isinstance(one, Size) and isinstance(one.origin, AttributeOf):
-                    return one.origin, other
-        return None
 
 
 @dataclass
@@ -193,20 +164,44 @@ class Space:
             while self._rectangles():
                 pass
             failed = [check for check in waiting if not self._survives(check)]
+            if not failed and waiting is every:
+                failed = self._unequal(every)
+                if not failed:
+                    return
             if failed and not self._equate(failed):
                 self._give_up(failed)
-            if not failed and waiting is every:
-                return
             waiting = failed or every  # what survived has less to survive now: it is tried again in the end
+
+    def _unequal(self, checks: Sequence[Check]) -> list[Check]:
+        """The checks that hold only while several groups lose equally many, which coupling them makes sure of."""
+        several = [check for check in checks if self._uncoupled(check)]
+        families = self.families() if several else []
+        views = []
+        for bit in range(len(families).bit_length()):  # any two families differ in one of them
+            removed = np.zeros(self.couplings.roots().count, bool)
+            for units in (units for i, units in enumerate(families) if i >> bit & 1):
+                removed[units[: len(units) // 2]] = True
+            views.append(self.view(removed))
+        return [check for check in several if not all(check.holds(view) for view in views)]
 
     def _equate(self, failed: Sequence[Check]) -> bool:
         """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes."""
-        equal = [(check, pair) for check in failed if isinstance(check, Reshaping) for pair in check.equals()]
-        roots = self.couplings.roots()
-        new = [(check, (a, b)) for check, (a, b) in equal if (roots[a] != roots[b]).any() and roots[a].all()]
+        new = [(check, pair) for check in failed if (pair := self._uncoupled(check))]
         for check, (a, b) in new:
             self.couplings.couple(a, b, check.node)
         return bool(new)
+
+    def _uncoupled(self, check: Check) -> tuple[IntArray, IntArray] | None:
+        """The first two dimensions that should have the same size and are free to differ."""
+        roots = self.couplings.roots()
+        pairs = check.equals(self._read)
+        return next(((a, b) for a, b in pairs if (roots[a] != roots[b]).any() and roots[a].all()), None)
+
+    def _read(self, size: Any) -> IntArray | None:
+        """The labels of the dimension that a size was read from, if it is one, and labelled all along."""
+        origin = size.origin if isinstance(size, Size) else None
+        found = self._labels_of(origin) if isinstance(origin, DimOf) else []
+        return found[0].reshape(-1) if found and found[0].size == size else None
 
     def _give_up(self, failed: Sequence[Check]) -> None:
         """What moves is fixed; if it is fixed already, so is what the sizes are read from."""

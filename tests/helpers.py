@@ -304,7 +304,7 @@ def removed_something(plan: sp.PruningPlan) -> bool:
 
 
 def assert_exact(
-    model: nn.Module, inputs: Any, ratio: float = 0.5, *, removes: bool | None = True, **settings: Any
+    model: nn.Module, inputs: Any, ratio: float | None = 0.5, *, removes: bool | None = True, **settings: Any
 ) -> sp.Result:
     """Prunes, and demands that the result equals the masked original. `removes`: None leaves open if anything goes, and if it matters.
 

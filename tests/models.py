@@ -647,6 +647,43 @@ case(
     idx=nn.Buffer(torch.tensor([5, 0, 0, 7])),
 )
 case(
+    "one size for two layers: split",
+    [8],
+    lambda m, x: m.out(h := m.a(x)) + m.o2((p := m.b(x).split([h.shape[1], 4], 1))[0]) + m.o3(p[1]),
+    a=conv(3, 8),
+    b=conv(3, 12),
+    out=conv(8, 4),
+    o2=conv(8, 4),
+    o3=conv(4, 4),
+    kept={"b.weight[0]": "given the size 4, written in the code"},
+)
+case(
+    "one size for two layers: slices",
+    [8],
+    lambda m, x: m.out((h := m.a(x)) * m.b(x)[:, : h.shape[1]] + m.b(x)[:, h.shape[1] :]),
+    a=conv(3, 8),
+    b=conv(3, 16),
+    out=conv(8, 4),
+)
+case(
+    "one size for two layers: compared",
+    [8],
+    lambda m, x: m.out(h := m.a(x)) + m.o2(g := m.b(x)) * float(h.shape[1] == g.shape[1]),
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+    o2=conv(8, 4),
+)
+case(
+    "one size for two layers: parts of a projection",
+    [8],
+    lambda m, x: m.out((h := m.a(x)) + (p := m.f(h).split((h.shape[1], h.shape[1], 1), 1))[0] * m.b(p[1] * p[2])),
+    a=conv(3, 8),
+    f=conv(8, 17),
+    b=conv(8, 8),
+    out=conv(8, 4),
+)
+case(
     "half and half by slices",
     [4, 4],
     lambda m, x: m.out((h := m.a(x))[:, : h.shape[1] // 2]) + m.o2(h[:, h.shape[1] // 2 :]),

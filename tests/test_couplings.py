@@ -59,6 +59,16 @@ def test_exact_in_global_scope(case: Case) -> None:
     assert_exact_or_nothing(case.make(), case.example(), scope="global")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("one size for")])
+@pytest.mark.parametrize(
+    "settings", [{"target": {"params": 0.5}}, {"target": {"macs": 0.3}, "scope": "global"}], ids=str
+)
+def test_layers_that_share_a_size_meet_targets(name: str, settings: dict[str, Any]) -> None:
+    """Layers from which one size is read lose equally many: planned for, not found out when it is too late."""
+    case = CASES[NAMES.index(name)]
+    assert_exact(case.make(), case.example(), None, **settings)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.kept], ids=[c.name for c in CASES if c.kept])
 def test_kept_with_a_reason(case: Case) -> None:
     for pattern, words in case.kept.items():

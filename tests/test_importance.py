@@ -428,7 +428,7 @@ def some_loss(model: nn.Module, inputs: Any) -> Tensor:
     return torch.stack([t.abs().square().sum() for t in outputs]).sum()
 
 
-AWKWARD = [c for c in CASES if c.units and c.name not in ("a forward without gradients",)][::5]
+AWKWARD = [c for c in CASES if c.units and c.name not in ("a forward without gradients",)]
 
 
 @pytest.mark.parametrize("case", AWKWARD, ids=[c.name for c in AWKWARD])

@@ -125,7 +125,7 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
     weights = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     learned = {id(p) for p, _, _ in weights}
     others = [
-        (t, t.requires_grad, t.detach().clone())
+        (t, t.is_leaf, t.requires_grad, t.detach().clone())
         for t in named_tensors(model).values()
         if id(t) not in learned and t.layout == torch.strided and not t.is_meta
     ]
@@ -145,7 +145,9 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
             if parameter.requires_grad != flag:  # tensors made in inference mode do not let it be set, even as it is
                 parameter.requires_grad_(flag)
             parameter.grad = grad
-        for tensor, flag, value in others:
+        for tensor, leaf, flag, value in others:
+            if leaf and not tensor.is_leaf:  # what was computed was written into a buffer
+                tensor.detach_()
             if tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
             if not torch.equal(tensor, value):

@@ -7,7 +7,7 @@ before a weight is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch
 
 from ..labels import BoolArray, Couplings, IntArray, Labels, compress
 from ..nodes import Node
-from ..sizes import AttributeOf, DimOf, Size, evaluate
+from ..sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate
 
 
 class View:
@@ -122,6 +122,17 @@ def take(array: IntArray, kept: Mapping[int, IntArray]) -> IntArray:
     return array
 
 
+Pairs = list[tuple[IntArray, IntArray]]
+Reader = Callable[[Any], IntArray | None]  # the labels of the dimension that a size was read from
+
+
+def alike(sizes: Iterable[Any], read: Reader, coordinates: Iterable[IntArray]) -> Pairs:
+    """The coordinates along one dimension that are as long as one that a size was read from, with that one."""
+    found = [source for size in sizes if (source := read(size)) is not None]
+    along = [c.reshape(-1) for c in coordinates if c.size == max(c.shape)]
+    return [(c, source) for source in found for c in along if c.size == source.size]
+
+
 class Check(Protocol):
     """Something that must hold under a plan; `labels` are fixed if it does not."""
 
@@ -138,6 +149,11 @@ class Check(Protocol):
         """Whether the plan behind `view` passes."""
         ...
 
+    def equals(self, read: Reader) -> Pairs:
+        """Dimensions that agree, and so pass, if they are coupled: those that a value has and those that its sizes are
+        read from."""
+        ...
+
 
 @dataclass
 class Requirement:
@@ -151,6 +167,43 @@ class Requirement:
 
     def holds(self, view: View) -> bool:
         return bool(view.evaluate(self.size) == self.expected(view))
+
+    def equals(self, read: Reader) -> Pairs:
+        return alike([self.size], read, self.labels)
+
+
+@dataclass
+class GuardCheck:
+    """What the model's Python saw of a size must not change."""
+
+    guard: Guard
+    labels: list[IntArray]
+    node: Node | None = None
+
+    @property
+    def why(self) -> str:
+        return f"Python looks at its size ({self.guard.where})"
+
+    def holds(self, view: View) -> bool:
+        return bool(evaluate(self.guard.origin, view.leaf) == self.guard.expected)
+
+    def equals(self, read: Reader) -> Pairs:
+        one, other = (read(operand) for operand in self._equal() or (None, None))
+        return [] if one is None or other is None else [(one, other)]
+
+    def demands(self) -> tuple[AttributeOf, Any] | None:
+        """An attribute that is compared with something and equal to it: it can follow."""
+        equal = self._equal()
+        for one, other in (equal, equal[::-1]) if equal else ():
+            if isinstance(one, Size) and isinstance(one.origin, AttributeOf):
+                return one.origin, other
+        return None
+
+    def _equal(self) -> tuple[Any, ...]:
+        """Two sizes that were compared and are the same."""
+        origin = self.guard.origin
+        compared = (origin.function.__name__, self.guard.expected) if isinstance(origin, Computed) else None
+        return origin.operands if compared in (("eq", True), ("ne", False)) else ()  # type: ignore[union-attr]
 
 
 @dataclass
@@ -183,6 +236,11 @@ class Movement:
                 if small[i].shape != view.shape(labels) or not np.array_equal(compress(small[i]), compress(expected)):
                     return False
         return True
+
+    def equals(self, read: Reader) -> Pairs:
+        return alike(
+            self.node.meta.get("sizes", ()), read, (c for labels in self.results.values() for c in labels.coordinates)
+        )
 
     def _unlabelled(self) -> list[tuple[int, ...]]:
         """The shapes of index arrays along the other dimensions: what goes elsewhere must not move these about."""

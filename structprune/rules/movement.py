@@ -119,9 +119,13 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
         site.couple(grid, grid[..., :1, :])
     moved = move(site, input, site.node.args[1:], site.node.kwargs, touched=(dim,))
     if "chunk" not in site.name:
-        for i, size in enumerate(sizes if isinstance(sizes, list | tuple) else [sizes]):
-            if isinstance(size, Size) and isinstance(size.origin, AttributeOf) and i in moved:
+        given = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+        mixed = len({type(size) for size in given}) > 1
+        for i, size in ((i, size) for i, size in enumerate(given) if i in moved):
+            if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
                 follow(site, size, moved[i], dim)
+            elif mixed and not isinstance(size, Size):
+                moved[i] = site.hold(moved[i], (dim,), f"{site.name} is given the size {size}, written in the code")
     return moved
 
 

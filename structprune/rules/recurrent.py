@@ -10,7 +10,7 @@ import numpy as np
 
 from ..labels import IntArray, Labels
 from ..nodes import Node
-from .checks import View
+from .checks import Pairs, Reader, View
 from .contraction import place
 from .site import Site, rule
 
@@ -26,6 +26,9 @@ class Projected:
     def holds(self, view: View) -> bool:
         first, second = (int((~view.gone(labels)).sum()) for labels in self.labels)
         return first != second
+
+    def equals(self, read: Reader) -> Pairs:
+        return []
 
 
 def _unit(site: Site, input: Labels, weights: Sequence[Labels], state: Labels) -> tuple[IntArray | None, ...]:

@@ -11,8 +11,8 @@ import torch
 
 from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
-from ..sizes import AttributeOf, DimOf, Size
-from .checks import View, take
+from ..sizes import AttributeOf, Size
+from .checks import Pairs, Reader, View, alike, take
 from .movement import EMPTY, demand_numbers, follow
 from .site import Site, rule
 
@@ -91,21 +91,15 @@ class Reshaping:
                     return False
         return True
 
-    def equals(self) -> list[tuple[IntArray, IntArray]]:
-        """Dimensions of the result and those that the code takes their size from: coupled, they always agree.
-
-        `x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream: if both
-        shrink, then together.
-        """
-        found = []
-        for dim, size in enumerate(self.sizes, self.offset):
-            origin = size.origin if isinstance(size, Size) else None
-            other = self.site.values.get(origin.value) if isinstance(origin, DimOf) else None
-            if isinstance(origin, DimOf) and isinstance(other, Labels):
-                pair = self.result.along(dim), other.along(origin.dim)
-                if all(c is not None and c.size == size for c in pair):
-                    found.append((pair[0].reshape(-1), pair[1].reshape(-1)))  # type: ignore[union-attr]
-        return found
+    def equals(self, read: Reader) -> Pairs:
+        """`x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream: if both
+        shrink, then together."""
+        return [
+            pair
+            for dim, size in enumerate(self.sizes, self.offset)
+            if (along := self.result.along(dim)) is not None
+            for pair in alike([size], read, [along])
+        ]
 
     def _index(self, dims: list[int]) -> IntArray:
         shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
