@@ -32,6 +32,12 @@ def _standardise(input: Tensor, dims: Sequence[int], count: int, missing: int, e
     return centred * torch.rsqrt(variance + eps)
 
 
+def _trailing(input: Tensor, normalized_shape: Sequence[int]) -> tuple[list[int], int, int]:
+    """The last dimensions, how many elements they held, and how many they hold."""
+    dims = list(range(-len(normalized_shape), 0))
+    return dims, math.prod(normalized_shape), math.prod(input.shape[d] for d in dims)
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -39,16 +45,16 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.layer_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    """`F.layer_norm` over `normalized_shape` elements of which the last dimensions of `input` hold the rest."""
     if has_torch_function((input,)):  # a tracer sees one operation
         return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps)
     if input.is_nested:
         norm = functools.partial(layer_norm, normalized_shape=normalized_shape, weight=weight, bias=bias, eps=eps)
         return torch.nested.as_nested_tensor([norm(sequence) for sequence in input.unbind()])
-    count, width = normalized_shape[0], input.shape[-1]
-    if len(normalized_shape) > 1 or count == width:
+    dims, count, width = _trailing(input, normalized_shape)
+    if count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    out = _standardise(widened(input), [-1], count, count - width, eps).to(input.dtype)
+    out = _standardise(widened(input), dims, count, count - width, eps).to(input.dtype)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
 
@@ -56,15 +62,15 @@ def layer_norm(
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """`F.rms_norm` over `normalized_shape[0]` channels of which the last dimension of `input` holds the rest."""
+    """`F.rms_norm` over `normalized_shape` elements of which the last dimensions of `input` hold the rest."""
     if has_torch_function((input,)):
         return handle_torch_function(rms_norm, (input,), input, normalized_shape, weight, eps)
-    count, width = normalized_shape[0], input.shape[-1]
-    if len(normalized_shape) > 1 or count == width:
+    dims, count, width = _trailing(input, normalized_shape)
+    if count == width:
         return F.rms_norm(input, normalized_shape, weight, eps)
     wide = widened(input)
     eps = torch.finfo(wide.dtype).eps if eps is None else eps
-    out = (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) / count + eps)).to(input.dtype)
+    out = (wide * torch.rsqrt(wide.square().sum(dims, keepdim=True) / count + eps)).to(input.dtype)
     return out if weight is None else out * weight
 
 

@@ -753,6 +753,47 @@ case(
     out=conv(8, 4),
 )
 case(
+    "LayerNorm over channels and pixels",
+    [8],
+    lambda m, x: m.out(m.norm(m.a(x))),
+    a=conv(3, 8),
+    norm=nn.LayerNorm([8, 8, 8]),
+    out=conv(8, 4),
+)
+case(
+    "LayerNorm of a context",
+    [4, 8],
+    lambda m, x: (h := m.a(x)).mean((1, 2, 3)) + m.out(m.norm(m.b(h.mean((2, 3), keepdim=True))).relu()).sum((1, 2, 3)),
+    a=conv(3, 4),
+    b=conv(4, 8),
+    norm=nn.LayerNorm([8, 1, 1]),
+    out=conv(8, 4),
+)
+case(
+    "LayerNorm over tokens and channels",
+    [8],
+    lambda m, x: m.out(m.norm(m.a(x).flatten(2).mT).mT.unflatten(2, (8, 8))),
+    a=conv(3, 8),
+    norm=nn.LayerNorm([64, 8], bias=False),
+    out=conv(8, 4),
+)
+case(
+    "RMSNorm over channels and pixels",
+    [8],
+    lambda m, x: m.out(m.norm(m.a(x))),
+    a=conv(3, 8),
+    norm=nn.RMSNorm([8, 8, 8]),
+    out=conv(8, 4),
+)
+case(
+    "nearest entries of a codebook",
+    [8],
+    lambda m, x: m.out(m.codes[torch.cdist(m.a(x).flatten(2).mT, m.codes).argmin(2)].mT.unflatten(2, (8, 8))),
+    a=conv(3, 8),
+    codes=nn.Parameter(torch.randn(10, 8)),
+    out=conv(8, 4),
+)
+case(
     "a cache that is a buffer",
     [8],
     lambda m, x: m.out(_cached(m, m.a(x))),
@@ -2092,7 +2133,7 @@ for name, units, statements, kept in (
     ("torch.full of the width", [], lambda m, h, g: h / torch.full((1,), h.shape[1], dtype=h.dtype) + g, ABOVE),
     ("h / len(h[0])", [], lambda m, h, g: h / len(h[0]) + g, ABOVE),
     ("min(h.shape[1], 100)", [8], lambda m, h, g: h[:, : min(h.shape[1], 100)] + g, {}),
-    ("cdist", [], lambda m, h, g: h + torch.cdist(g, g), {"a.weight[0]": "", "b.weight[0]": "cdist has no rule"}),
+    ("cdist", [8], lambda m, h, g: h + torch.cdist(g, g), {}),
     (
         "an operation without a rule",
         [],

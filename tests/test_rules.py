@@ -179,6 +179,23 @@ USES: dict[str, list[Use]] = {
     **{f"fft_{way}fft{n}": fourier(f"{way}fft{n}", "s") for way in ("", "i", "r", "ir", "h", "ih") for n in ("2", "n")},
     "fft_fftshift": shifted("fftshift"),
     "fft_ifftshift": shifted("ifftshift"),
+    "tensordot": use(
+        8,
+        lambda h, m, x: torch.tensordot(h.permute(0, 2, 3, 1), m.square.t(), dims=1),
+        lambda h, m, x: torch.tensordot(m.square, h, dims=([1], [1])),
+        lambda h, m, x: torch.tensordot(h, m.third, ([1], [-1])),
+        lambda h, m, x: torch.tensordot(x, h, dims=([0, 2, 3], [0, 2, 3])),
+        lambda h, m, x: torch.tensordot(h, x, 0).sum((2, 3, 4)),
+    )
+    + use(0, lambda h, m, x: torch.tensordot(h.sigmoid(), m.b(x).exp(), ([1], [1]))),
+    "cdist": use(
+        8,
+        lambda h, m, x: torch.cdist(h.flatten(2).mT, m.square),
+        lambda h, m, x: torch.cdist(h.flatten(2).mT, m.b(x).relu().flatten(2).mT, p=1.0),
+        lambda h, m, x: torch.cdist(h.flatten(2), x.flatten(2)),
+        lambda h, m, x: torch.cdist(x.flatten(2), h.flatten(2), float("inf")),
+    )
+    + use(0, lambda h, m, x: torch.cdist(h.sigmoid().flatten(2).mT, m.square)),
     "einsum": use(
         8,
         lambda h, m, x: torch.einsum("nchw,kc->nkhw", h, m.square),

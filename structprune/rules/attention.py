@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,11 @@ def einsum(site: Site, equation: Any, *operands: Any) -> Any:
     spelled = einsum_terms(equation, [value.ndim for value in values])
     if spelled is None:
         return site.unknown(values)
-    terms, right = spelled
+    return _summed(site, values, *spelled)
+
+
+def _summed(site: Site, values: list[Labels], terms: list[str], right: str) -> Labels:
+    """The product of values whose dimensions are letters, over those that `right` does not have."""
     for letter in sorted(set("".join(terms)) - set(right)):
         values = _sum_letter(site, terms, values, letter)
     aligned = [_align(value, term, right) for value, term in zip(values, terms, strict=True)]
@@ -108,7 +113,7 @@ def _sum_letter(site: Site, terms: list[str], values: list[Labels], letter: str)
             site.couple(labelled[0], labels)
     else:
         for labels in labelled:
-            site.fix(labels, f"einsum sums over {letter}")
+            site.fix(labels, f"{site.name} sums over {letter}")
     return values
 
 
@@ -126,6 +131,41 @@ def _align(value: Labels, term: str, target: str) -> Labels:
             coordinates.append(moved.reshape([next(sizes) if letter in term else 1 for letter in target]))
     shape = tuple(value.shape[term.index(letter)] if letter in term else 1 for letter in target)
     return Labels(shape, tuple(coordinates))
+
+
+@rule("tensordot")
+def tensordot(site: Site, a: Labels, b: Labels, dims: Any = 2, **kwargs: Any) -> Any:
+    """The last dimensions of one value against the first of the other, or those that two lists name."""
+    if isinstance(dims, Labels):
+        return site.unknown(a, b)
+    last = range(a.ndim - dims, a.ndim) if isinstance(dims, int) else ()
+    left, right = (
+        (last, range(len(last)))
+        if isinstance(dims, int)
+        else ([*d] if isinstance(d, list | tuple) else [d] for d in dims)
+    )
+    letters = iter(string.ascii_letters)
+    terms = [[next(letters) for _ in range(v.ndim)] for v in (a, b)]
+    for i, j in zip(left, right, strict=True):
+        terms[1][int(j)] = terms[0][int(i)]
+    shared = set(terms[0]) & set(terms[1])
+    kept = "".join(letter for term in terms for letter in term if letter not in shared)
+    return _summed(site, [a, b], ["".join(term) for term in terms], kept)
+
+
+@rule("cdist")
+def distances(site: Site, a: Labels, b: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """[..., M, C] from [..., N, C] -> [..., M, N]: where both are zero, no distance is added."""
+    left, right = _whole(site, a, -1), _whole(site, b, -1)
+    if site.zero(a) and site.zero(b):
+        site.join(left, -1, right, -1)
+    else:
+        left, right = (
+            site.hold(v, (-1,), "distances run over it, and what is removed may not be zero") for v in (left, right)
+        )
+    rows = Labels((*left.shape[:-1], 1), left.without((-1,)))
+    turned = tuple(c.swapaxes(-1, -2) for c in right.without((-1,)))
+    return site.broadcast([rows, Labels((*right.shape[:-2], 1, right.shape[-2]), turned)], site.shape)
 
 
 @rule("scaled_dot_product_attention")

@@ -75,21 +75,22 @@ def _standardises(site: Site, input: Labels, args: Any, kwargs: Any) -> bool:
     return True
 
 
-def last_dim(site: Site, input: Labels, width: int, vectors: Sequence[Labels | None]) -> tuple[Labels, IntArray | None]:
-    """The labels of the last dimension, if statistics run over it alone and may shrink."""
+def trailing(site: Site, input: Labels, width: int, vectors: Sequence[Labels | None]) -> tuple[Labels, IntArray | None]:
+    """The labels of a dimension that may shrink, of the last `width` that statistics run over: the widest labelled one;
+    the others are held."""
     zero = site.zero(input)
-    if width > 1:
-        input = site.held(input, range(input.ndim - width, input.ndim), f"{site.name} runs over several dimensions")
-    along = input.along(-1)
+    dims = range(-width, 0)
+    dim = max((d for d in dims if input.along(d) is not None), key=lambda d: input.shape[d], default=-1)
+    others, why = [d for d in dims if d != dim], f"{site.name} runs over several dimensions"
+    input = site.held(input, others, why)
+    along = input.along(dim)
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
-        input, along = site.held(input, (-1,), ""), None
+        input, along = site.held(input, (dim,), ""), None
     if along is not None and not zero and not stays_stock(site, along.size):
         site.fix(along, NOT_ZERO)
     for vector in vectors:
-        if vector is not None and width == 1:
-            site.join(input, -1, vector, 0)
-        elif vector is not None:
-            site.freeze(f"{site.name} runs over several dimensions", vector)
+        if vector is not None:
+            site.join(input, dim, site.held(vector, others, why), dim)
     return input, along.reshape(-1) if along is not None else None
 
 
@@ -98,8 +99,8 @@ def layer_norm(
     site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None,
     bias: Labels | None = None, eps: float = 1e-5, *args: Any, **kwargs: Any,
 ) -> Labels:  # fmt: skip
-    """Statistics over the last dimensions."""
-    input, labels = last_dim(site, input, len(normalized_shape), (weight, bias))
+    """Statistics over the last dimensions, one of which may shrink."""
+    input, labels = trailing(site, input, len(normalized_shape), (weight, bias))
     if labels is not None:
         compensate(site, len(labels), labels)
     return Labels(site.shape, input.coordinates)
@@ -111,7 +112,7 @@ def rms_norm(
 ) -> Labels:
     """A mean of squares over the last dimensions."""
     node = site.node_of(weight) if weight is not None else None
-    input, labels = last_dim(site, input, len(normalized_shape), (weight,))
+    input, labels = trailing(site, input, len(normalized_shape), (weight,))
     if labels is not None:
         name = site.attribute_holding(eps) if site.stands_in("rms_norm") else ""
         shape = _told_by(normalized_shape[0], site.path)
