@@ -744,6 +744,13 @@ def _written_through(h: Tensor) -> Tensor:
     return h.sum(1)
 
 
+def _across_channels(m: Any, x: Tensor) -> Tensor:
+    """Every channel of a head meets every other (El-Nouby et al., "XCiT", 2021)."""
+    q, k, v = (part(x).flatten(2).unflatten(1, (m.heads, -1)) for part in (m.q, m.k, m.v))
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * m.temperature
+    return x + m.o((scores.softmax(-1) @ v).flatten(1, 2).unflatten(2, x.shape[2:]))
+
+
 case(
     "cost volume by shifts",
     [8],
@@ -791,6 +798,19 @@ case(
     lambda m, x: m.out(m.codes[torch.cdist(m.a(x).flatten(2).mT, m.codes).argmin(2)].mT.unflatten(2, (8, 8))),
     a=conv(3, 8),
     codes=nn.Parameter(torch.randn(10, 8)),
+    out=conv(8, 4),
+)
+case(
+    "attention across channels",
+    [4, 8],
+    lambda m, x: m.out(_across_channels(m, m.a(x))),
+    a=conv(3, 8),
+    q=conv(8, 16),
+    k=conv(8, 16),
+    v=conv(8, 16),
+    temperature=nn.Parameter(torch.randn(4, 1, 1)),
+    heads=4,
+    o=conv(16, 8),
     out=conv(8, 4),
 )
 case(

@@ -231,7 +231,8 @@ class Site:
         return Labels.of(shape, merged)
 
     def _met(self, a: IntArray, b: IntArray) -> IntArray:
-        """Two coordinates over common dimensions become one.
+        """Two coordinates over common dimensions become one, which varies over these alone: the heads of queries and
+        keys, say, whose every channel meets every other.
 
         A mere vector (rotary frequencies, the weight of a norm inside each head) that meets a grid does not
         couple the rows of the grid: it is fixed, and the grid held along it.
@@ -241,6 +242,8 @@ class Site:
         if set(dims) < set(varying(large)) and not self.couplings.produces(small):
             self.fix(small, "it meets every row of a grid of labels (each head, say)")
             return self.hold_coordinate(large, dims, "")
+        if not set(dims) <= set(varying(large)):
+            a, b = (self.hold_coordinate(c, set(varying(c)) - set(varying(o)), "") for c, o in ((a, b), (b, a)))
         self.couple(a, b)
         return np.broadcast_to(a if self.couplings.produces(a) else b, np.broadcast_shapes(a.shape, b.shape))
 
