@@ -429,6 +429,17 @@ def test_any_exception_of_the_model_is_wrapped(error: Exception) -> None:
     refuses(Fails(error), sp.ExampleInputsError, [RUNNING, type(error).__name__], lambda m: sp.analyze(m, images()))
 
 
+def test_a_forward_that_takes_gradients() -> None:
+    """Models run without gradients; the message says how a forward gets its own."""
+
+    class Force(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(super().forward(x).tanh().sum(), x)[0]
+
+    refuses(Force(3, 8), sp.ExampleInputsError, [RUNNING, "enable_grad"], lambda m: sp.analyze(m, torch.ones(2, 3)))
+
+
 def test_an_interrupt_leaves_the_model_as_it_was() -> None:
     model = Fails(KeyboardInterrupt())
     with untouched(model), pytest.raises(KeyboardInterrupt):
