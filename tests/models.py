@@ -793,6 +793,14 @@ case(
     out=conv(8, 4),
 )
 case(
+    "RMSNorm over tokens and channels, with an eps",
+    [8],
+    lambda m, x: m.out(m.norm(m.a(x).flatten(2).mT).mT.unflatten(2, (8, 8))),
+    a=conv(3, 8),
+    norm=nn.RMSNorm([64, 8], eps=1e-3),
+    out=conv(8, 4),
+)
+case(
     "nearest entries of a codebook",
     [8],
     lambda m, x: m.out(m.codes[torch.cdist(m.a(x).flatten(2).mT, m.codes).argmin(2)].mT.unflatten(2, (8, 8))),

@@ -116,7 +116,8 @@ def rms_norm(
     if labels is not None:
         name = site.attribute_holding(eps) if site.stands_in("rms_norm") else ""
         shape = _told_by(normalized_shape[0], site.path)
-        if name and shape is not None and node is not None and foldable(node) and not site.stock:
+        plain = len(normalized_shape) == 1 and not site.stock
+        if name and shape is not None and node is not None and foldable(node) and plain:
             instead = substitute(site, len(labels), labels)
             site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, (site.node,), instead, shape))
         else:
