@@ -647,6 +647,53 @@ case(
     idx=nn.Buffer(torch.tensor([5, 0, 0, 7])),
 )
 case(
+    "split by an attribute divided by another",
+    [4],
+    lambda m, x: m.out(sum(torch.split(m.a(x), m.channels // m.paths, 1))),
+    a=conv(3, 8),
+    channels=8,
+    paths=2,
+    out=conv(4, 4),
+)
+case(
+    "heads of a width read elsewhere",
+    [4],
+    lambda m, x: m.out(_attended(m, m.a(x), m.heads)),
+    a=conv(3, 8),
+    qkv=nn.Linear(8, 24),
+    heads=4,
+    o=nn.Linear(8, 8),
+    out=conv(8, 4),
+)
+case(
+    "four heads of a width read elsewhere",
+    [2],
+    lambda m, x: m.out(_attended(m, m.a(x), 4)),
+    a=conv(3, 8),
+    qkv=nn.Linear(8, 24),
+    o=nn.Linear(8, 8),
+    out=conv(8, 4),
+)
+case(
+    "split into an attribute and the rest",
+    [12],
+    lambda m, x: m.out(torch.cat(((p := m.a(x).split([m.part, m.width - m.part], 1))[0] * 2, p[1]), 1)),
+    a=conv(3, 12),
+    width=12,
+    part=4,
+    out=conv(12, 4),
+)
+case(
+    "no tokens before the others",
+    [8],
+    lambda m, x: m.out(
+        torch.cat(((h := m.a(x).flatten(2))[..., : m.first], h[..., m.first :] * 2), 2).unflatten(2, (8, 8))
+    ),
+    a=conv(3, 8),
+    first=0,
+    out=conv(8, 4),
+)
+case(
     "one size for two layers: split",
     [8],
     lambda m, x: m.out(h := m.a(x)) + m.o2((p := m.b(x).split([h.shape[1], 4], 1))[0]) + m.o3(p[1]),
@@ -742,6 +789,15 @@ def _written_through(h: Tensor) -> Tensor:
     """A view of it is written, and what is zero is not any more."""
     torch.einsum("bchw->bhwc", h).add_(1)
     return h.sum(1)
+
+
+def _attended(m: Any, x: Tensor, heads: int) -> Tensor:
+    """The width of a head is computed from the width of another value; the heads are joined without a look at either."""
+    tokens = x.flatten(2).mT
+    b, n, c = tokens.shape
+    q, k, v = m.qkv(tokens).view(b, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+    joined = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)
+    return x + m.o(joined).mT.unflatten(2, x.shape[2:])
 
 
 def _across_channels(m: Any, x: Tensor) -> Tensor:

@@ -69,13 +69,15 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
     entries = expand_index(tuple(given), input.ndim, used)
     site.freeze("it holds positions", index)
     touched: list[int] = []
-    plain = []
+    plain: list[Any] = []
     for entry, dims in entries:
         if isinstance(entry, Labels | np.ndarray):
             input = site.hold(input, dims, "it is indexed by a tensor of positions")
             plain.extend(_stand_in(entry.ndim, id(entry) in masks))
         else:
-            plain.append(entry)
+            empty = isinstance(entry, slice) and not range(*entry.indices(input.shape[dims[0]]))
+            labelled = not empty or input.along(dims[0]) is not None
+            plain.append(entry if labelled else slice(1))  # what holds nothing has labels along other dimensions
             if isinstance(entry, int) or (isinstance(entry, slice) and entry != slice(None)):
                 touched.extend(dims)
     for entry, dims in entries:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..labels import IntArray, Labels, NotANumberError, compress, varying
-from ..sizes import AttributeOf, Size
+from ..sizes import AttributeOf, Computed, Size
 from .checks import Movement, Requirement
 from .site import Site, labels_in, rule
 
@@ -122,23 +123,39 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
         given = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
         mixed = len({type(size) for size in given}) > 1
         for i, size in ((i, size) for i, size in enumerate(given) if i in moved):
-            if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
+            if isinstance(size, Size):
                 follow(site, size, moved[i], dim)
-            elif mixed and not isinstance(size, Size):
+            elif mixed:
                 moved[i] = site.hold(moved[i], (dim,), f"{site.name} is given the size {size}, written in the code")
     return moved
 
 
 def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
-    """An attribute that is the size of a dimension follows it."""
+    """An attribute that is the size of a dimension follows it, and so does one that the size is computed from."""
     labels = [c for c in value.coordinates if dim in varying(c)]
-    if labels:
+    attribute, inverse, other = _solved(size)
+    if labels and attribute is not None:
         site.followed.add(id(size))
-        origin = size.origin
-        why = (
-            f"{getattr(origin, 'module', '')}.{getattr(origin, 'name', '')} cannot be both the old size and the new one"
-        )
-        site.checks.append(Requirement(site.node, size, lambda view: view.shape(value)[dim], labels, why))
+        origin = attribute.origin
+        why = f"{origin.module}.{origin.name} cannot be both the old size and the new one"  # type: ignore[union-attr]
+        expected = lambda view: inverse(view.shape(value)[dim], view.evaluate(other))  # noqa: E731
+        site.checks.append(Requirement(site.node, attribute, expected, labels, why))
+
+
+_INVERSES = {operator.floordiv: operator.mul, operator.sub: operator.add, operator.add: operator.sub}
+
+
+def _solved(size: Any) -> tuple[Size | None, Callable[[int, int], int], int]:
+    """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, and what gives it back,
+    with the other number, once the result is known."""
+    origin = size.origin if isinstance(size, Size) else None
+    inverse, other = operator.add, 0
+    if isinstance(origin, Computed) and origin.function in _INVERSES:
+        result, (size, other) = size, origin.operands
+        inverse, origin = _INVERSES[origin.function], size.origin if isinstance(size, Size) else None
+        if inverse(int.__int__(result), int.__int__(other)) != size:  # a remainder is lost
+            origin = None
+    return (size if isinstance(origin, AttributeOf) else None), inverse, other
 
 
 def _adapts(site: Site, sizes: Any) -> bool:

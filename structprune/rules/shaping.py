@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
-from ..sizes import AttributeOf, Size
+from ..sizes import AttributeOf, Computed, Size
 from .checks import Pairs, Reader, View, alike, take
 from .movement import EMPTY, demand_numbers, follow
 from .site import Site, rule
@@ -92,14 +93,27 @@ class Reshaping:
         return True
 
     def equals(self, read: Reader) -> Pairs:
-        """`x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream: if both
-        shrink, then together."""
-        return [
-            pair
-            for dim, size in enumerate(self.sizes, self.offset)
-            if (along := self.result.along(dim)) is not None
-            for pair in alike([size], read, [along])
-        ]
+        """`x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream, and
+        `x.view(b, n, heads, c // heads)` divides another by it: if both shrink, then together."""
+        found: Pairs = []
+        for dim, size in enumerate(self.sizes, self.offset):
+            along = self.result.along(dim)
+            found += alike([size], read, [along]) if along is not None else []
+            origin = size.origin if isinstance(size, Size) else None
+            if isinstance(origin, Computed) and origin.function is operator.floordiv:
+                whole = read(origin.operands[0])
+                factors = (self._together(first) for first in (dim - 1, dim))
+                found += [(f, whole) for f in factors if f is not None and whole is not None and f.size == whole.size]
+        return found
+
+    def _together(self, first: int) -> IntArray | None:
+        """The labels of two neighbouring dimensions of the result, as if they were one."""
+        dims = range(max(first, 0), min(first + 2, self.result.ndim))
+        labelled = [c for c in self.result.coordinates if any(d in varying(c) for d in dims)]
+        if len(dims) < 2 or len(labelled) != 1:
+            return None
+        corner = labelled[0][tuple(slice(None) if d in dims else 0 for d in range(self.result.ndim))]
+        return np.broadcast_to(corner, [self.result.shape[d] for d in dims]).reshape(-1)
 
     def _index(self, dims: list[int]) -> IntArray:
         shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
