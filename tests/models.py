@@ -1799,14 +1799,14 @@ def _found(x: Tensor) -> Tensor:
 
 
 for name, empty, why in [
-    ("a slice", lambda h, x: h[:0], "no elements"),
+    ("a slice", lambda h, x: h[:0], "output"),
     ("permuted", lambda h, x: h[:0].permute(0, 2, 3, 1), "no elements"),
     ("in parts", lambda h, x: torch.stack(h[:0].split([3, 5], 1)[1].unbind(1)), "no elements"),
     ("the second axis", lambda h, x: h[:, :, :0].transpose(1, 3), "no elements"),
     ("flattened", lambda h, x: h[:0].flatten(1), "no elements"),
     ("a mask", lambda h, x: h[_found(x)], "output"),
     ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "no elements"),
-    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "no elements"),
+    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "fixed"),
     ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "fixed"),
 ]:
     case(
