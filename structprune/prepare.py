@@ -167,10 +167,9 @@ def explained(error: Exception, call: Call, path: str | None = None) -> ExampleI
     """What to raise when the model, in the module at `path`, raised this error on a call."""
     shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((call.args, dict(call.kwargs)))) or "none"
     where = f", in {path}" if path else ""
-    graph = "does not require grad" in str(error)
-    hint = (
-        "; models run without gradients here: what takes some in a forward needs torch.enable_grad()" if graph else ""
-    )
+    hint = ""
+    if "does not require grad" in str(error):
+        hint = "; models run without gradients here: what takes some in a forward needs torch.enable_grad()"
     return ExampleInputsError(
         f"while running the model on example_inputs of shape {shapes}{where}: {type(error).__name__}: {error}{hint}"
     )

@@ -75,9 +75,7 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
             input = site.hold(input, dims, "it is indexed by a tensor of positions")
             plain.extend(_stand_in(entry.ndim, id(entry) in masks))
         else:
-            empty = isinstance(entry, slice) and not range(*entry.indices(input.shape[dims[0]]))
-            labelled = not empty or input.along(dims[0]) is not None
-            plain.append(entry if labelled else slice(1))  # what holds nothing has labels along other dimensions
+            plain.append(slice(1) if _selects_nothing(entry, input, dims) else entry)
             if isinstance(entry, int) or (isinstance(entry, slice) and entry != slice(None)):
                 touched.extend(dims)
     for entry, dims in entries:
@@ -85,6 +83,11 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
             for bound in (entry.start, entry.stop):
                 follow_bound(site, bound, input, dims[0])
     return move(site, input, (tuple(plain),), {}, touched) if input.coordinates else Labels(site.shape)
+
+
+def _selects_nothing(entry: Any, input: Labels, dims: Sequence[int]) -> bool:
+    """Whether a slice is empty along a dimension without labels: along the others what is left has labels still."""
+    return isinstance(entry, slice) and input.along(dims[0]) is None and not range(*entry.indices(input.shape[dims[0]]))
 
 
 def follow_bound(site: Site, bound: Any, input: Labels, dim: int) -> None:

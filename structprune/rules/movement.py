@@ -122,10 +122,10 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
     if "chunk" not in site.name:
         given = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
         mixed = len({type(size) for size in given}) > 1
-        for i, size in ((i, size) for i, size in enumerate(given) if i in moved):
-            if isinstance(size, Size):
+        for i, size in enumerate(given):
+            if i in moved and isinstance(size, Size):
                 follow(site, size, moved[i], dim)
-            elif mixed:
+            elif i in moved and mixed:
                 moved[i] = site.hold(moved[i], (dim,), f"{site.name} is given the size {size}, written in the code")
     return moved
 
@@ -145,17 +145,18 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
 _INVERSES = {operator.floordiv: operator.mul, operator.sub: operator.add, operator.add: operator.sub}
 
 
-def _solved(size: Any) -> tuple[Size | None, Callable[[int, int], int], int]:
+def _solved(size: Size) -> tuple[Size | None, Callable[[int, int], int], int]:
     """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, and what gives it back,
     with the other number, once the result is known."""
-    origin = size.origin if isinstance(size, Size) else None
-    inverse, other = operator.add, 0
-    if isinstance(origin, Computed) and origin.function in _INVERSES:
-        result, (size, other) = size, origin.operands
-        inverse, origin = _INVERSES[origin.function], size.origin if isinstance(size, Size) else None
-        if inverse(int.__int__(result), int.__int__(other)) != size:  # a remainder is lost
-            origin = None
-    return (size if isinstance(origin, AttributeOf) else None), inverse, other
+    attribute: Any
+    if isinstance(size.origin, Computed) and size.origin.function in _INVERSES:
+        attribute, other = size.origin.operands
+        inverse = _INVERSES[size.origin.function]
+        whole = inverse(int.__int__(size), int.__int__(other)) == attribute  # no remainder was lost
+    else:
+        attribute, inverse, other, whole = size, operator.add, 0, True
+    known = whole and isinstance(attribute, Size) and isinstance(attribute.origin, AttributeOf)
+    return (attribute if known else None), inverse, other
 
 
 def _adapts(site: Site, sizes: Any) -> bool:
