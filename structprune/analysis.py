@@ -114,12 +114,8 @@ class Space:
         """The labels of a parameter, buffer or tensor attribute: one coordinate along each dimension."""
         found = self.parameters.get(name)
         if found is None:
-            after = len(shape) - 1
-            coordinates = [
-                self.couplings.new(size).reshape((1,) * dim + (size,) + (1,) * (after - dim))
-                for dim, size in enumerate(shape)
-                if size > 1
-            ]
+            ndim = len(shape)
+            coordinates = [self.couplings.new(size, dim, ndim) for dim, size in enumerate(shape) if size > 1]
             found = self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
         return found
 

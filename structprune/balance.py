@@ -85,6 +85,8 @@ def _in_order(grid: IntArray, units: IntArray, scores: Scores) -> IntArray:
 
 def _summed(free: ChannelGraph, tight: ChannelGraph, scores: Scores) -> Scores:
     """The scores of units, from those of the units they are made of."""
-    into = np.zeros(len(scores), np.int64)
-    into[free.space.couplings.roots().all] = tight.space.couplings.roots().all
-    return np.bincount(into, scores, tight.space.couplings.roots().count).astype(np.float64)
+    before, after = free.space.couplings.roots(), tight.space.couplings.roots()
+    into = np.zeros(before.count, np.int64)
+    for labels in free.space.couplings.leading():  # every unit is in one of them
+        into[before.row(labels)] = after.row(labels)
+    return np.bincount(into, scores, after.count).astype(np.float64)

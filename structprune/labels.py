@@ -169,19 +169,22 @@ class Couplings:
         self._roots: Roots | None = None
         self._starts = [0]  # by block: its first label; label 0 is a block of its own
         self._leader = [0]  # by block: the earlier block it was united with, or itself
-        self._blocks: dict[int, tuple[int, IntArray]] = {}  # id of a block's array -> the block
+        self._arrays: list[IntArray] = [np.zeros(1, np.int64)]  # by block: its labels
+        self._blocks: dict[int, int] = {}  # id of a block's array, and of the one that it is a view of -> the block
         self._irregular: list[tuple[IntArray, IntArray]] = []
         self.grids: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node that wants them balanced)
 
-    def new(self, size: int) -> IntArray:
-        """`size` labels that nobody has used yet."""
+    def new(self, size: int, dim: int = 0, ndim: int = 1) -> IntArray:
+        """A coordinate of `size` labels that nobody has used yet, along one of several dimensions."""
         self._roots = None
         labels = np.arange(self.count, self.count + size)
-        self._blocks[id(labels)] = (len(self._starts), labels)
+        coordinate = labels.reshape((1,) * dim + (size,) + (1,) * (ndim - dim - 1))
+        self._blocks[id(labels)] = self._blocks[id(coordinate)] = len(self._starts)
+        self._arrays.append(coordinate)
         self._leader.append(len(self._starts))
         self._starts.append(self.count)
         self.count += size
-        return labels
+        return coordinate
 
     def produce(self, labels: IntArray) -> None:
         """These are output channels of filters."""
@@ -241,15 +244,16 @@ class Couplings:
 
     def own(self, labels: IntArray) -> int | None:
         """The block that `labels` are, whole and in order; None if they are none."""
-        found = self._blocks.get(id(labels if labels.base is None else labels.base))
-        if found is None or labels.size != found[1].size or not labels.flags.c_contiguous:
-            return None
-        return found[0]
+        block = self._blocks.get(id(labels))
+        if block is None:
+            block = self._blocks.get(id(labels.base))
+            if block is None or labels.size != self._arrays[block].size or not labels.flags.c_contiguous:
+                return None
+        return block
 
     def leading(self) -> list[IntArray]:
         """The blocks that were united with no earlier one: every other block has the units of one of these."""
-        blocks = (labels for _, labels in self._blocks.values())
-        return [labels for block, labels in enumerate(blocks, 1) if self._leader[block] == block]
+        return [labels for block, labels in enumerate(self._arrays) if block and self._leader[block] == block]
 
     def block(self, labels: IntArray) -> int | None:
         """The first of the blocks united with the one that `labels` are: all of these have the same units, in order."""

@@ -78,7 +78,7 @@ class Slicer:
     """Cuts tensors. Index tensors are made once for the many parameters that keep the same indices (and share the
     tuple). What lies between two cuts of a tensor stays in a small buffer: fresh memory costs more than copying."""
 
-    BLOCK = 1 << 18  # elements that are between two cuts at a time
+    BLOCK = 1 << 20  # elements that are between two cuts at a time
 
     def __init__(self) -> None:
         self._indices: dict[tuple[int, torch.device], Tensor] = {}
