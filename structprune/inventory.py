@@ -89,7 +89,8 @@ class Inventory:
     def _rows(self) -> list[tuple[str, int, tuple[int, ...], str]]:
         """Every place in the order of its name: how what is written of it begins, the id of what is there, its shape,
         and all that is written of it."""
-        places = [(name, kind, id(tensor), tuple(tensor.shape)) for name, kind, tensor in self._stored]
+        places: list[tuple[str, str, int, tuple[int, ...]]] = []
+        places += [(name, kind, id(tensor), tensor.shape) for name, kind, tensor in self._stored]
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
             for name, child in module._modules.items():
@@ -99,7 +100,8 @@ class Inventory:
         first: dict[int, str] = {}
         rows = []
         for name, kind, key, shape in places:
-            text = f"({name!r}, {kind!r}, {first.setdefault(key, name)!r}, "
+            own = repr(name)
+            text = f"({own}, '{kind}', {first.setdefault(key, own)}, "
             rows.append((text, key, shape, f"{text}{_text(shape)})"))
         return rows
 
@@ -124,7 +126,7 @@ class Inventory:
         return hashlib.sha256(f"[{', '.join(parts)}]".encode()).hexdigest()[:32]
 
 
-_text = lru_cache(1 << 12)(repr)  # many tensors have the same shape
+_text = lru_cache(1 << 12)(tuple.__repr__)  # many tensors have the same shape
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -217,9 +217,9 @@ class Couplings:
         self._roots = None
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
+        one, other = self.block(a), self.block(b)
         a, b = a.reshape(-1), b.reshape(-1)
         self.pairs.append((a, b, node))
-        one, other = self.block(a), self.block(b)
         if one is None or other is None:
             self._irregular.append((a, b))
         elif one != other:
@@ -279,9 +279,18 @@ class Couplings:
         place = Places(tuple(self._starts), self._leader, self.count)
         columns = [(grid[1:].reshape(-1), np.tile(grid[0], len(grid) - 1)) for grid, _ in self.grids]
         nowhere = np.zeros(1, np.int64)
-        pairs = [(nowhere, nowhere), *((place.of(a), place.of(b)) for a, b in (*self._irregular, *columns))]
-        pairs += [(place.of(labels), np.zeros_like(labels)) for labels, _, _ in self.fixed]
+        pairs = [(place.of(a), place.of(b)) for a, b in (*self._irregular, *columns)]
+        fixed = np.concatenate([nowhere, *(self._placed(labels, place) for labels, _, _ in self.fixed)])
+        pairs.append((fixed, np.zeros_like(fixed)))
         left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
         adjacency = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(place.count, place.count))
         _, component = connected_components(adjacency, directed=False)
         return Roots(self, component.astype(np.int64), place)  # label 0 comes first, so its component is number 0
+
+    def _placed(self, labels: IntArray, place: Places) -> IntArray:
+        """The places of labels in a row, which most often are a block."""
+        block = self.own(labels)
+        if block is None:
+            return place.of(labels)
+        first = place.firsts[block]
+        return np.arange(first, first + labels.size)

@@ -107,8 +107,10 @@ class _Again(nn.Module):
 def _naming(word: str, module: nn.Module) -> frozenset[str]:
     """The methods of a module, outside torch.nn, whose code names an attribute, or calls what does."""
     kind: Any = type(module)
+    if FunctionType not in map(type, vars(module).values()):
+        return _methods_naming(word, kind)
     own = [key for key, value in vars(module).items() if type(value) is FunctionType and _names(word, value)]
-    return _methods_naming(word, kind).union(own) if own else _methods_naming(word, kind)
+    return _methods_naming(word, kind).union(own)
 
 
 @functools.cache

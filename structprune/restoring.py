@@ -23,7 +23,6 @@ _PLAIN |= {FunctionType, BuiltinFunctionType, MethodType, ModuleType}
 _TORCH = frozenset({"_parameters", "_buffers", "_modules"})  # dicts of what is looked after elsewhere
 _FOREIGN = sys.stdlib_module_names | {"torch"}  # objects of these are no caches
 _TABLES = frozenset({dict, OrderedDict, set})
-_EMPTY: dict[str, Any] = {}
 
 
 class Contents:
@@ -32,6 +31,7 @@ class Contents:
     def __init__(self, modules: Iterable[nn.Module], *others: Any) -> None:
         self.tensors: list[Tensor] = []  # in containers
         self._tables: list[tuple[Any, Any]] = []  # dicts and sets
+        self._empty: list[Any] = []  # and those among them in which there is nothing
         self._others: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self._seen: set[int] = set()
         states = [vars(module) for module in modules]
@@ -41,13 +41,16 @@ class Contents:
         self._keep_all(others)
 
     def _keep_state(self, state: dict[str, Any]) -> None:
-        tables = self._tables
+        tables, empty = self._tables, self._empty
         tables.append((state, state.copy()))
         for key, value in state.items():
             kind = type(value)
             if kind in _TABLES:
-                tables.append((value, value.copy() if value else _EMPTY))
-                if value and key not in _TORCH:
+                if not value:
+                    empty.append(value)
+                    continue
+                tables.append((value, value.copy()))
+                if key not in _TORCH:
                     self._keep_all(value if kind is set else value.values())
             elif kind is tuple:
                 self._keep_all(value)
@@ -79,10 +82,12 @@ class Contents:
 
     def restore(self) -> None:
         """Puts everything back."""
-        for value, content in self._tables:
-            if value or content:
+        for value in self._empty:
+            if value:
                 value.clear()
-                value.update(content)
+        for value, content in self._tables:
+            value.clear()
+            value.update(content)
         for refill, other, content in self._others:
             refill(other, content)
 

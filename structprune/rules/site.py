@@ -187,7 +187,7 @@ class Site:
             return None
         dim %= value.ndim
         if coordinate.size == coordinate.shape[dim]:
-            return coordinate.reshape(-1)
+            return coordinate if coordinate.ndim == 1 else coordinate.reshape(-1)
         others = [d for d in varying(coordinate) if d != dim]
         return self.hold_coordinate(coordinate, others, "").reshape(-1)
 
