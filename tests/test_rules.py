@@ -697,6 +697,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], RECURRENT
     ),
+    **dict.fromkeys(["_pack_padded_sequence", "_pad_packed_sequence", "pad_sequence"], RECURRENT),
     "cuda": "moving to the GPU is covered by test_cuda below, where there is one",
 }
 

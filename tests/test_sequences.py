@@ -10,6 +10,7 @@ import torch
 from helpers import assert_exact, assert_exact_or_nothing, assert_kept, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
 
 import structprune as sp
 
@@ -469,6 +470,58 @@ class Recurrent(nn.Module):
 def test_recurrent_layers(kind: str, options: dict[str, Any]) -> None:
     small = exact(Recurrent(kind, **options))
     assert (small.layer.input_size, small.layer.hidden_size) == (5, 6)
+
+
+class Packed(Recurrent):
+    """The same for sequences of several lengths, packed by what `pack` does and padded again with a number."""
+
+    pack: Any
+    padding = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.layer(self.pack(self.inp(x)))
+        padded, _ = rnn.pad_packed_sequence(found, padding_value=self.padding)
+        return self.out(torch.cat([padded.amax(0), found.data]))
+
+
+PACKINGS: dict[str, Any] = {
+    "padded": lambda h: rnn.pack_padded_sequence(h, torch.tensor([4, 6]), batch_first=True, enforce_sorted=False),
+    "sorted": lambda h: rnn.pack_padded_sequence(h.transpose(0, 1), [6, 3]),
+    "one by one": lambda h: rnn.pack_sequence([h[0, :2], h[1]], enforce_sorted=False),
+}
+
+
+@pytest.mark.parametrize("padding", [0.0, -3.0])
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(("kind", "options"), [
+    ("LSTM", {"num_layers": 2, "proj_size": 4}), ("GRU", {"bidirectional": True}), ("RNN", {"bias": False}),
+], ids=str)  # fmt: skip
+def test_packed_sequences(kind: str, options: dict[str, Any], packing: str, padding: float) -> None:
+    model = Packed(kind, **options)
+    model.pack, model.padding = PACKINGS[packing], padding
+    small = exact(model)
+    assert (small.layer.input_size, small.layer.hidden_size) == (5, 6)
+
+
+def test_what_is_padded_with_a_number_is_not_zero() -> None:
+    class Normed(Packed):
+        def forward(self, x: Tensor) -> Tensor:
+            padded, _ = rnn.pad_packed_sequence(self.layer(self.pack(self.inp(x)))[0], padding_value=self.padding)
+            return self.out(self.norm(padded))
+
+    model = Normed("LSTM")
+    model.pack, model.norm = PACKINGS["padded"], nn.LayerNorm(12)
+    assert exact(model).layer.hidden_size == 6
+    model.padding = 1.0
+    assert "may not be zero" in sp.analyze(model, WORDS).fixed["layer.weight_ih_l0[0]"]
+
+
+def test_the_macs_of_packed_sequences_are_those_of_their_steps() -> None:
+    model = Packed("GRU")
+    model.pack = PACKINGS["padded"]
+    steps, examples = 4 + 6, 2
+    expected = 2 * 6 * 16 * 10 + steps * 3 * 12 * (10 + 12) + (steps + examples) * 12 * 5
+    assert sp.analyze(model.double(), WORDS).costs.original()["macs"] == expected
 
 
 @pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])

@@ -1,4 +1,5 @@
-"""Recurrent layers: a hidden unit is one index of the state, with its row in every gate."""
+"""Recurrent layers, and sequences packed for them: a hidden unit is one index of the state, with its row in every
+gate."""
 
 from __future__ import annotations
 
@@ -61,16 +62,16 @@ def _unit(site: Site, input: Labels, weights: Sequence[Labels], state: Labels) -
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def recurrent(
-    site: Site, input: Labels, state: Any, weights: Any, biased: Any = None, layers: int = 1,
-    dropout: float = 0.0, train: bool = False, bidirectional: bool = False, batch_first: bool = False,
-) -> Any:  # fmt: skip
+def recurrent(site: Site, input: Labels, state: Any, weights: Any, biased: Any, *options: Any) -> Any:
     """[time, batch, I] -> [time, batch, directions * R], and the last states [layers * directions, batch, R or H].
 
-    All layers and directions share one size of state, so index j of each goes together.
+    Packed sequences, [steps, I] -> [steps, directions * R], bring along how many examples each moment has. All layers
+    and directions share one size of state, so index j of each goes together.
     """
-    if not isinstance(weights, list | tuple) or not isinstance(biased, bool):  # packed sequences come in another form
-        return site.unknown(input, state, weights, biased)
+    if isinstance(biased, list | tuple):
+        site.freeze("it counts examples", state)
+        state, weights, options = weights, biased, options[1:]
+    layers, _, _, bidirectional = options[:4]
     input = site.held(input, range(input.ndim - 1), "it is a sequence")
     states = [site.held(s, range(s.ndim - 1), "it counts states") for s in (state if site.name == "lstm" else [state])]
     directions = 2 if bidirectional else 1
@@ -105,6 +106,31 @@ def _meet(site: Site, cells: IntArray | None, state: Labels) -> None:
     for labels in (cells, initial):
         if labels is not None and (cells is None or initial is None):
             site.fix(labels, "its state has a fixed size")
+
+
+@rule("_pack_padded_sequence")
+def pack(site: Site, input: Labels, lengths: Labels, batch_first: bool) -> Any:
+    """[time, batch, ...] -> [steps, ...], and how many examples each moment has."""
+    site.freeze("it is the length of a sequence", lengths)
+    input = site.held(input, (0, 1), "it is a sequence")
+    return {i: site.merge(s, [c[0] for c in input.coordinates] if i == 0 else []) for i, s in site.parts.items()}
+
+
+@rule("_pad_packed_sequence")
+def unpack(site: Site, input: Labels, counts: Labels, *options: Any) -> Any:
+    """[steps, ...] -> [time, batch, ...], and the lengths of the sequences."""
+    site.freeze("it counts examples", counts)
+    input = site.held(input, (0,), "it is a sequence")
+    return {i: site.merge(s, [c[None] for c in input.coordinates] if i == 0 else []) for i, s in site.parts.items()}
+
+
+@rule("pad_sequence")
+def pad(site: Site, sequences: Sequence[Labels], *options: Any) -> Labels:
+    """Values [steps, ...] that may differ in their steps -> [batch, time, ...] or [time, batch, ...]"""
+    held = [site.hold(v, (0,), "it is a sequence") for v in sequences]
+    rest = site.shape[2:]
+    together = site.broadcast([Labels((1, *rest), v.coordinates) for v in held], (1, *rest))
+    return site.merge(site.shape, [c[None] for c in together.coordinates])
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")

@@ -31,7 +31,7 @@ _KEEP = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
-    positive""".split()
+    positive _pack_padded_sequence _pad_packed_sequence""".split()
 ).union(TRANSFORMS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
@@ -106,7 +106,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("expand", "expand_as", "broadcast_to") and _spread(inputs[0], [node], values):  # to as many as there are
         return False
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
-        return all(zero(n) for n in inputs if n.meta["op"] != "parameter" and n is not inputs[0])
+        states = [n for n in inputs[1:] if n.meta["op"] != "parameter" and n.meta["dtype"].is_floating_point]
+        return all(zero(n) for n in states)
     if op in ("embedding", "embedding_bag"):
         return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
@@ -124,8 +125,9 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return value in inputs and zero(value)
     if op == "prelu":  # zero, whatever the slopes
         return zero(inputs[0])
-    if op in ("cat", "concat", "concatenate", "stack"):
-        return all(zero(n) for n in inputs if _labelled(n, values))
+    padded = op in _PADS and _argument(node, _PADS[op], "value")
+    if op in ("cat", "concat", "concatenate", "stack", "pad_sequence"):
+        return all(zero(n) for n in inputs if _labelled(n, values)) and not padded
     if op in ("max", "min", "maximum", "minimum", "complex"):
         return _all_zero(inputs, values, zero)
     if op in ("div", "true_divide", "divide") and len(inputs) == 2:
@@ -139,7 +141,6 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         added = _argument(node, 3, "src" if op == "scatter_add" else "source")
         return isinstance(added, Node) and _all_zero([node.args[0], added], values, zero)
     if op in _KEEP:
-        padded = op in _PADS and _argument(node, _PADS[op], "value")
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
 
@@ -176,7 +177,12 @@ _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
 _ADDED = frozenset({"index_add", "index_copy", "scatter_add"})
-_PADS = {"pad": 3, "constant_pad_nd": 2}  # where the number is that they pad with
+_PADS = {
+    "pad": 3,
+    "constant_pad_nd": 2,
+    "_pad_packed_sequence": 3,
+    "pad_sequence": 2,
+}  # where the number is that they pad with
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 
