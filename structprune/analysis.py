@@ -39,8 +39,9 @@ class Space:
     parts: Inventory
     programs: Sequence[Program]
     stock: bool = False  # norms stay as they are
+    columns: frozenset[Node] = frozenset()  # the operations whose groups lose channels, though they could leave whole
     norms: list[Swap | Fold] = field(default_factory=list)
-    couplings: Couplings = field(default_factory=Couplings)
+    couplings: Couplings = field(init=False)
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[Node, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Space:
     partial: dict[int, IntArray] = field(default_factory=dict)  # by id: coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
+        self.couplings = Couplings(self.columns)
         self.modules: Mapping[str, nn.Module] = self.parts.modules
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
@@ -298,6 +300,12 @@ class Space:
             for name in names
             for coordinate in self.parameters[name].coordinates
         ]
+
+    def stuck(self) -> frozenset[Node]:
+        """The operations whose groups are to leave whole, and are coupled with one another, so that all would go."""
+        roots = self.couplings.roots()
+        wide = ((roots[grid], node) for grid, node in self.couplings.whole if grid.shape[1] > 1)
+        return frozenset(node for units, node in wide if units[0, 0] and (units == units[0, 0]).all())
 
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from . import cost
-from .analysis import Space
 from .collector import paused
 from .constraints import Selector, check_ratio
 from .diagram import draw
 from .errors import VerificationError
 from .graph import ChannelGraph
+from .groups import solved
 from .importance import Importance
 from .inventory import Inventory
 from .latency import Latency
@@ -80,7 +80,7 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
     check_placement(parts, calls)
     with paused():
         programs = traced(parts, calls, {**(rewrites(parts.model) if rewrite else {}), **stand_ins()})
-        return ChannelGraph(parts, Space(parts, programs, stock), calls[0])
+        return ChannelGraph(parts, solved(parts, programs, stock), calls[0])
 
 
 def prune(

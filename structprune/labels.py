@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -159,7 +159,8 @@ class Couplings:
     irregular couplings (slices, shuffles, grids) are solved label by label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Collection[Any] = ()) -> None:
+        self.columns = columns  # the nodes whose grids are to lose columns, though their rows could leave whole
         self.count = 1
         self.pairs: list[tuple[IntArray, IntArray, Any]] = []  # (labels, labels, the node that couples them)
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)
@@ -173,6 +174,7 @@ class Couplings:
         self._blocks: dict[int, int] = {}  # id of a block's array, and of the one that it is a view of -> the block
         self._irregular: list[tuple[IntArray, IntArray]] = []
         self.grids: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node that wants them balanced)
+        self.whole: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node whose rows leave whole)
 
     def new(self, size: int, dim: int = 0, ndim: int = 1) -> IntArray:
         """A coordinate of `size` labels that nobody has used yet, along one of several dimensions."""
@@ -224,6 +226,11 @@ class Couplings:
             self._irregular.append((a, b))
         elif one != other:
             self._leader[max(one, other)] = min(one, other)
+
+    def couple_rows(self, grid: IntArray, node: Any) -> None:
+        """Every row of `grid` leaves whole, or not at all."""
+        self.couple(grid, grid[:, :1], node)
+        self.whole.append((grid, node))
 
     def balance(self, grid: IntArray, node: Any) -> None:
         """Every row of `grid` must lose equally many labels: column by column, until `arranged` says otherwise."""

@@ -123,12 +123,17 @@ def fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:
 
 
 def variants(call: Call) -> Iterator[tuple[Call, str, int | None]]:
-    """As it is, one larger in the batch, and in train mode with a batch of at least two."""
+    """As it is, one larger in the batch, and in train mode with a batch of at least two.
+
+    The batch is what the first tensor has along its first dimension; times and labels [batch] grow along with images.
+    """
     first = next(tensors_in((call.args, dict(call.kwargs))), None)
-    size = first.shape[0] if first is not None and first.ndim else None
+    rank = first.ndim if first is not None else 0
+    size = first.shape[0] if first is not None and rank else None
 
     def enlarge(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, tensor[:1].flip(-1)]) if tensor.ndim > 1 and tensor.shape[0] == size else tensor
+        alike = tensor.ndim and tensor.shape[0] == size and max(tensor.ndim, rank) > 1
+        return torch.cat([tensor, tensor[:1].flip(-1)]) if alike else tensor
 
     larger = Call(map_tensors(enlarge, call.args), map_tensors(enlarge, dict(call.kwargs)))
     yield call, "eval", size

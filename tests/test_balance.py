@@ -60,6 +60,23 @@ class Shuffled(nn.Module):
         return self.head(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).relu())
 
 
+class Skip(nn.Module):
+    """A stream whose norm has as many groups as channels in each, beside a wider one that reads it, too."""
+
+    def __init__(self, convolution: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.wide = nn.Sequential(nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32))
+        narrow = nn.Conv2d(16, 16, 3, padding=1, groups=4) if convolution else nn.Identity()
+        self.narrow = nn.Sequential(nn.GroupNorm(4, 16), narrow)
+        self.norm = nn.GroupNorm(4, 48)
+        self.head = nn.Conv2d(48, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(self.norm(torch.cat([self.wide(self.narrow(x)), x], 1)).relu())
+
+
 class Tied(nn.Module):
     """Halves that are multiplied: index j of one goes with index j of the other, whatever the scores."""
 
@@ -120,7 +137,16 @@ def test_rows_that_are_tied_go_by_columns(build: Any, name: str, width: int) -> 
     assert (kept[0] == kept[1] - width).all()
 
 
-@pytest.mark.parametrize("build", [norms, grouped, transposed, Nested, Shuffled, Tied])
+@pytest.mark.parametrize("convolution", [False, True])
+def test_groups_that_cannot_leave_whole_lose_channels(convolution: bool) -> None:
+    """By themselves the narrow groups would leave whole, and each takes the others along through the wider ones."""
+    small = assert_exact(made(lambda: Skip(convolution)), images(), 0.5).model
+    assert (small.narrow[0].num_groups, small.narrow[0].num_channels) == (4, 8)
+    alone = assert_exact(made(lambda: nn.Sequential(nn.Conv2d(3, 16, 3), Skip().narrow, nn.Conv2d(16, 2, 1))), images())
+    assert alone.model[1][0].num_groups == 2
+
+
+@pytest.mark.parametrize("build", [norms, grouped, transposed, Nested, Shuffled, Tied, Skip])
 @pytest.mark.parametrize("settings", [
     {"ratio": 0.4, "scope": "global"}, {"target": {"macs": 0.5}}, {"ratio": 0.5, "round_to": 4},
     {"target": {"params": 0.6}, "allocation": "knapsack"}, {"ratio": 0.5, "importance": sp.importance.FPGM()},

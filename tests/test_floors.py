@@ -27,7 +27,7 @@ FLOORS = """
     constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask modes roles surgery
-    explanation inflate kinds optimizers storage verify
+    explanation groups inflate kinds optimizers storage verify
     commands.common export graph progress report
     commands.files constraints importance.normalization latency promote settlement weights
     importance.base liveness

@@ -206,6 +206,23 @@ def test_slopes_that_are_drawn_in_train_mode() -> None:
     assert check.max_rel_error < 1e-12
 
 
+def test_times_grow_along_with_the_images_of_a_batch() -> None:
+    """A model that takes one number for each example is compared in train mode and at another batch size, too."""
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.t, self.b = nn.Linear(6, 16), nn.Linear(1, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor, times: Tensor) -> Tensor:
+            return self.b((self.a(x) + self.t(times[:, None].to(x.dtype))).relu())
+
+    rows = torch.randn(2, 6, dtype=torch.float64), torch.tensor([3, 7])
+    check = sp.prune(made(Timed()), rows, ratio=0.5).report.verification
+    assert check is not None
+    assert [(row.mode, row.batch) for row in check.comparisons] == [("eval", 2), ("eval", 3), ("train", 2)]
+
+
 class Asks(nn.Module):
     """A width that train mode centres."""
 

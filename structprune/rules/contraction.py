@@ -80,8 +80,8 @@ def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: in
     outputs = out.reshape(count, -1) if out is not None else None
     grid = sources.reshape(count, -1) if sources is not None else None
     widest = max(weight.shape[0] // count, weight.shape[1])
-    if grid is not None and outputs is not None and isinstance(groups, Size) and count >= widest:
-        site.couple(grid, grid[:, :1])
+    if grid is not None and outputs is not None and isinstance(groups, Size) and site.loses_rows(count, widest):
+        site.couple_rows(grid)
         site.couple(outputs, grid[:, :1])
         if inside is not None:
             site.fix(inside, "its convolution loses whole groups")
@@ -127,8 +127,8 @@ def transposed_convolution(
     else:
         grid = sources.reshape(count, -1) if sources is not None else None
         width = weight.shape[1]
-        if grid is not None and isinstance(groups, Size) and count >= max(width, grid.shape[1]):
-            site.couple(grid, grid[:, :1])
+        if grid is not None and isinstance(groups, Size) and site.loses_rows(count, max(width, grid.shape[1])):
+            site.couple_rows(grid)
             if inside is not None:
                 site.fix(inside, "its convolution loses whole groups")
             site.produce(site.vector(weight, 0))

@@ -176,12 +176,13 @@ def group_norm(
         return Labels(site.shape, held.coordinates)
     count = int(num_groups)
     grid = along.reshape(count, -1)
-    if count > 1 and count >= grid.shape[1] and isinstance(num_groups, Size) and channels in (None, grid.size):
-        site.couple(grid, grid[:, :1])
+    rows = count > 1 and channels in (None, grid.size) and site.loses_rows(*grid.shape)
+    if rows and isinstance(num_groups, Size):
+        site.couple_rows(grid)
         units = grid[:, 0]
         site.followed.add(id(num_groups))
-        rows = lambda view: int((~view.gone(units)).sum())  # noqa: E731
-        site.checks.append(Requirement(site.node, num_groups, rows, [units], "its groups cannot be changed"))
+        left = lambda view: int((~view.gone(units)).sum())  # noqa: E731
+        site.checks.append(Requirement(site.node, num_groups, left, [units], "its groups cannot be changed"))
     else:
         site.balance(grid)
         if not zero and not stays_stock(site, grid.size):

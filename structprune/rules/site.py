@@ -144,6 +144,14 @@ class Site:
         """Labels that meet here live or die together."""
         self.couplings.couple(a, b, self.node)
 
+    def loses_rows(self, rows: int, columns: int) -> bool:
+        """Whether a grid of channels loses whole rows, as suits many narrow ones; few wide ones lose columns."""
+        return rows >= columns and self.node not in self.couplings.columns
+
+    def couple_rows(self, grid: IntArray) -> None:
+        """Every row of the grid leaves whole, or not at all."""
+        self.couplings.couple_rows(grid, self.node)
+
     def balance(self, grid: IntArray) -> None:
         """Every row of the grid must lose equally many labels."""
         self.couplings.balance(grid, self.node)
