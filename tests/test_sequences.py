@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -470,6 +471,51 @@ class Recurrent(nn.Module):
 def test_recurrent_layers(kind: str, options: dict[str, Any]) -> None:
     small = exact(Recurrent(kind, **options))
     assert (small.layer.input_size, small.layer.hidden_size) == (5, 6)
+
+
+CHANNELS = "chunks", "interleaved"
+
+
+class Merged(nn.Module):
+    """Attention whose heads lie in the batch, spelled as older code does, for words first or for channels first."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling, self.heads, self.width = spelling, 4, 8
+        self.inp, self.out, self.head = nn.Linear(16, 24), nn.Linear(32, 24), nn.Linear(24, 5)
+        self.q, self.k, self.v, self.qkv = nn.Linear(24, 32), nn.Linear(24, 32), nn.Linear(24, 32), nn.Linear(24, 96)
+
+    def words(self, x: Tensor) -> Tensor:
+        length, batch, _ = x.shape
+        width = self.width if self.spelling == "words" else self.q(x).shape[2] // self.heads
+        sizes = (length, self.heads * batch, width) if self.spelling == "turned" else (-1, batch * self.heads, width)
+        q, k, v = (layer(x).reshape(sizes).transpose(0, 1) for layer in (self.q, self.k, self.v))
+        weights = torch.bmm(q * width**-0.5, k.transpose(1, 2)).softmax(-1)
+        return torch.bmm(weights, v).transpose(0, 1).reshape(length, batch, -1)
+
+    def channels(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).mT
+        batch, channels, length = qkv.shape
+        width = channels // (3 * self.heads)
+        if self.spelling == "interleaved":
+            q, k, v = qkv.reshape(batch * self.heads, width * 3, length).split(width, dim=1)
+        else:
+            q, k, v = (part.reshape(batch * self.heads, width, length) for part in qkv.chunk(3, dim=1))
+        scale = 1 / math.sqrt(math.sqrt(width))
+        weights = torch.einsum("bct,bcs->bts", q * scale, k * scale).softmax(-1)
+        return torch.einsum("bts,bcs->bct", weights, v).reshape(batch, -1, length).mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        return self.head(x + self.out((self.channels if self.spelling in CHANNELS else self.words)(x)))
+
+
+@pytest.mark.parametrize("spelling", ["words", "divided", "turned", *CHANNELS])
+def test_heads_in_the_batch(spelling: str) -> None:
+    model = Merged(spelling)
+    assert {4, 24} <= set(sizes(model).values())
+    small = exact(model)
+    assert (small.heads, small.width, small.out.in_features, small.inp.out_features) == (2, 8, 16, 12)
 
 
 class Packed(Recurrent):

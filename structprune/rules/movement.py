@@ -142,21 +142,32 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
         site.checks.append(Requirement(site.node, attribute, expected, labels, why))
 
 
-_INVERSES = {operator.floordiv: operator.mul, operator.sub: operator.add, operator.add: operator.sub}
+_INVERSES: dict[Any, Callable[[int, int], int]] = {
+    operator.floordiv: operator.mul,
+    operator.mul: operator.floordiv,
+    operator.sub: operator.add,
+    operator.add: operator.sub,
+}
+_SYMMETRIC = (operator.mul, operator.add)
 
 
 def _solved(size: Size) -> tuple[Size | None, Callable[[int, int], int], int]:
-    """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, and what gives it back,
-    with the other number, once the result is known."""
+    """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, `batch * self.heads`, and
+    what gives it back, with the other number, once the result is known."""
     attribute: Any
     if isinstance(size.origin, Computed) and size.origin.function in _INVERSES:
         attribute, other = size.origin.operands
+        if size.origin.function in _SYMMETRIC and not _is_attribute(attribute):
+            attribute, other = other, attribute
         inverse = _INVERSES[size.origin.function]
         whole = inverse(int.__int__(size), int.__int__(other)) == attribute  # no remainder was lost
     else:
         attribute, inverse, other, whole = size, operator.add, 0, True
-    known = whole and isinstance(attribute, Size) and isinstance(attribute.origin, AttributeOf)
-    return (attribute if known else None), inverse, other
+    return (attribute if whole and _is_attribute(attribute) else None), inverse, other
+
+
+def _is_attribute(size: Any) -> bool:
+    return isinstance(size, Size) and isinstance(size.origin, AttributeOf)
 
 
 def _adapts(site: Site, sizes: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
-from ..sizes import AttributeOf, Computed, Size
+from ..sizes import Computed, Size
 from .checks import Pairs, Reader, View, alike, take
 from .movement import EMPTY, demand_numbers, follow
 from .site import Site, rule
@@ -160,7 +160,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, j
         coordinates = [site.hold_coordinate(c, literal, why) for c in coordinates]
     result = site.merge(site.shape, coordinates)
     for d, size in enumerate(sizes, offset):
-        if isinstance(size, Size) and isinstance(size.origin, AttributeOf):
+        if isinstance(size, Size):
             follow(site, size, result, d)
     if not joining:
         why = f"{site.name} with these sizes does not commute with removing channels"
