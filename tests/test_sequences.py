@@ -473,6 +473,33 @@ def test_recurrent_layers(kind: str, options: dict[str, Any]) -> None:
     assert (small.layer.input_size, small.layer.hidden_size) == (5, 6)
 
 
+class Linear(nn.Module):
+    """Linear attention whose values get one more column, of ones, that sums up the keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.qkv, self.out, self.head = (
+            nn.Linear(16, 24),
+            nn.Linear(24, 96),
+            nn.Linear(32, 24),
+            nn.Linear(24, 5),
+        )
+        self.width = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        rows = self.qkv(x).view(*x.shape[:2], -1, 3 * self.width).transpose(1, 2)
+        q, k, v = rows[..., : self.width].relu(), rows[..., self.width : -self.width].relu(), rows[..., -self.width :]
+        found = q @ (k.mT @ F.pad(v, (0, 1), value=1.0))
+        found = found[..., :-1] / (found[..., -1:] + 1e-6)
+        return self.head(x + self.out(found.transpose(1, 2).flatten(2)))
+
+
+def test_values_padded_inside_of_each_head() -> None:
+    small = exact(Linear())
+    assert (small.qkv.out_features, small.out.in_features, small.width) == (48, 16, 8)
+
+
 CHANNELS = "chunks", "interleaved"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import Labels
+from ..labels import Labels, varying
 from ..ops import TRANSFORMS
 from .reduction import dims_of
 from .site import Site, labels_in, rule
@@ -80,7 +80,8 @@ def bins(site: Site, input: Labels, boxes: Labels, *args: Any) -> Any:
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Padded channels are new and fixed; padding by a constant leaves the old ones free."""
+    """Padded channels are new and fixed; padding by a constant leaves the old ones free. What is padded inside of each row
+    of a grid (of each head) leaves with the whole row."""
     if any(isinstance(p, Labels) for p in pad):
         return site.unknown(input, pad)
     pairs = [(int(a), int(b)) for a, b in zip(pad[::2], pad[1::2], strict=True)][::-1]
@@ -91,6 +92,8 @@ def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any 
     coordinates = []
     for c in input.coordinates:
         dims = [d for d in padded if c.shape[d] > 1]
+        if len(varying(c)) > len(dims):
+            c, dims = site.hold_coordinate(c, dims, ""), []
         coordinates.append(np.pad(c, [widths[d] if d in dims else (0, 0) for d in range(c.ndim)]) if dims else c)
     return Labels(site.shape, tuple(coordinates))
 
