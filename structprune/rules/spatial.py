@@ -80,8 +80,8 @@ def bins(site: Site, input: Labels, boxes: Labels, *args: Any) -> Any:
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def pad(site: Site, input: Labels, pad: Any, mode: str = "constant", value: Any = None) -> Any:
-    """Padded channels are new and fixed; padding by a constant leaves the old ones free. What is padded inside of each row
-    of a grid (of each head) leaves with the whole row."""
+    """Padded channels are new and fixed; padding by a constant leaves the old ones free. What is padded inside of each
+    row of a grid (of each head) leaves with the whole row."""
     if any(isinstance(p, Labels) for p in pad):
         return site.unknown(input, pad)
     pairs = [(int(a), int(b)) for a, b in zip(pad[::2], pad[1::2], strict=True)][::-1]
