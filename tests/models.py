@@ -1636,12 +1636,37 @@ case(
 )
 case(
     "blur repeated for as many channels as there are",
-    [],
+    [8],
     lambda m, x: m.out(F.conv2d(h := m.a(x), m.blur.repeat(h.shape[1], 1, 1, 1), groups=h.shape[1])),
+    a=conv(3, 8),
+    blur=nn.Buffer(torch.ones(1, 1, 3, 3)),
+    out=conv(8, 4),
+)
+case(
+    "blur repeated for eight channels",
+    [],
+    lambda m, x: m.out(F.conv2d(m.a(x), m.blur.repeat(8, 1, 1, 1), groups=8)),
     kept={"a.weight[0]": ""},
     a=conv(3, 8),
     blur=nn.Buffer(torch.ones(1, 1, 3, 3)),
     out=conv(8, 4),
+)
+case(
+    "a sum divided by a repeated constant",
+    [8],
+    lambda m, x: m.out(((h := m.a(x)) / m.scale.repeat(1, h.shape[1], 1, 1)).sum(1, keepdim=True)),
+    a=conv(3, 8),
+    scale=nn.Buffer(torch.full((1, 1, 1, 1), 2.0)),
+    out=conv(1, 4),
+)
+case(
+    "a sum with a repeated constant",
+    [],
+    lambda m, x: m.out(((h := m.a(x)) + m.scale.repeat(1, h.shape[1], 1, 1)).sum(1, keepdim=True)),
+    kept={"a.weight[0]": "sum runs over it"},
+    a=conv(3, 8),
+    scale=nn.Buffer(torch.full((1, 1, 1, 1), 2.0)),
+    out=conv(1, 4),
 )
 case(
     "a new tensor of as many channels",

@@ -124,6 +124,11 @@ def written(h: Tensor, index: Any, value: Any) -> Tensor:
     return h
 
 
+def places(model: Any) -> Tensor:
+    """Filters that look at one place at a time, of what has four channels."""
+    return model.third[0, :4, :4, None, None]  # type: ignore[no-any-return]
+
+
 USES: dict[str, list[Use]] = {
     # contractions
     "linear": use(
@@ -132,7 +137,18 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: F.linear(m.vector + h.mean((2, 3)), m.square),
     ),
     "conv1d": use(8, lambda h, m, x: F.conv1d(h, m.square[:, :, None]), example=SEQUENCE),
-    "conv2d": use(8, lambda h, m, x: F.conv2d(h, m.square[:, :, None, None])),
+    "conv2d": use(
+        8,
+        lambda h, m, x: F.conv2d(h, m.square[:, :, None, None]),
+        lambda h, m, x: h.mT.transpose(1, 3) * F.conv2d(h.mT.transpose(1, 3), places(m), m.vector[:4]),
+        lambda h, m, x: F.conv2d(h.transpose(1, 3), places(m), padding="same").sum(3),
+    )
+    + use(
+        0,
+        lambda h, m, x: F.conv2d(h.transpose(1, 3), places(m), m.vector[:4]).sum(3),
+        lambda h, m, x: F.conv2d(h.transpose(1, 3), places(m), padding=(0, 1))[..., 1:-1],
+        lambda h, m, x: F.conv2d(h.transpose(1, 3), places(m), stride=(1, 2)),
+    ),
     "conv3d": use(8, lambda h, m, x: F.conv3d(h, m.square[:, :, None, None, None]), example=VOLUME),
     "conv_transpose1d": use(8, lambda h, m, x: F.conv_transpose1d(h, m.square.t()[:, :, None]), example=SEQUENCE),
     "conv_transpose2d": use(8, lambda h, m, x: F.conv_transpose2d(h, m.square.t()[:, :, None, None])),
@@ -293,8 +309,17 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h.repeat(1, 3, 1, 1),
         lambda h, m, x: h.repeat(1, 1, 2, 1),
         lambda h, m, x: h.repeat(2, 1, 1, 1, 1),
+        lambda h, m, x: h + x[:, :1].repeat(1, h.shape[1], 1, 1),
+        lambda h, m, x: h * x[:1, 0, 0].repeat((h.size(0), h.size(1), h.size(2), 1)),
+        lambda h, m, x: h.gather(3, (x[:, :1] > 0).long().repeat(1, h.shape[1], 1, 1)),
+    )
+    + use(0, lambda h, m, x: h + m.b(x).repeat(1, h.shape[1] // 8, 1, 1)),
+    "tile": use(
+        8,
+        lambda h, m, x: h.tile(2, 1, 1),
+        lambda h, m, x: h.tile((1, 2, 1, 1)),
+        lambda h, m, x: h + x[:, :1].tile(h.shape[1], 1, 1),
     ),
-    "tile": use(8, lambda h, m, x: h.tile(2, 1, 1), lambda h, m, x: h.tile((1, 2, 1, 1))),
     "repeat_interleave": use(
         8, lambda h, m, x: h.repeat_interleave(3, dim=1), lambda h, m, x: h.repeat_interleave(2, 3)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,9 @@ def convolution(
     site: Site, input: Labels, weight: Labels, bias: Labels | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Labels:  # fmt: skip
-    """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]"""
+    """[N, I, ...] x [O, I / groups, ...] -> [N, O, ...]; where it looks at one place at a time, places may leave."""
     rank = weight.ndim - 2
-    input = site.held(input, range(input.ndim - rank, input.ndim), "a convolution slides along it")
+    input = site.held(input, _slides(input, weight, stride, padding), "a convolution slides along it")
     weight = site.held(weight, range(2, weight.ndim), KERNEL)
     channel = input.ndim - rank - 1
     if int(groups) == 1:
@@ -53,6 +54,13 @@ def convolution(
     if bias is not None:
         out = _bias(site, out, weight, bias)
     return site.merge(site.shape, [*input.without((channel,)), *place(out, input.ndim, channel)])
+
+
+def _slides(input: Labels, weight: Labels, stride: Any, padding: Any) -> Sequence[int]:
+    """The dimensions along which a convolution slides; none if it looks at every place by itself."""
+    steps, edges = (n if isinstance(n, list | tuple) else (n,) for n in (stride, padding))
+    alone = all(n == 1 for n in (*weight.shape[2:], *steps)) and all(n in (0, "valid", "same") for n in edges)
+    return () if alone else range(input.ndim - weight.ndim + 2, input.ndim)
 
 
 def _bias(site: Site, out: IntArray | None, weight: Labels, bias: Labels) -> IntArray | None:

@@ -38,8 +38,13 @@ def demand_numbers(*arguments: Any) -> None:
         raise NotANumberError("a tensor tells where data goes")
 
 
-def move(site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[int] = ()) -> Any:
-    """Moves every coordinate; where a labelled dimension is `touched` by position or size, it will be checked."""
+def move(
+    site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[int] = (), new: Sequence[IntArray] = ()
+) -> Any:
+    """Moves every coordinate; where a labelled dimension is `touched` by position or size, it will be checked.
+
+    The result has `new` coordinates besides.
+    """
     demand_numbers(args, kwargs)
     shapes = {0: site.shape} if site.has_shape else site.parts
     moved: dict[int, list[IntArray]] = {i: [] for i in shapes}
@@ -47,7 +52,7 @@ def move(site: Site, input: Labels, args: Any, kwargs: Any, touched: Sequence[in
         for i, result in enumerate(run_on(site, coordinate, input.shape, args, kwargs)):
             if i in moved:
                 moved[i].append(compress(result))
-    results = {i: site.merge(shape, moved[i]) for i, shape in shapes.items()}
+    results = {i: site.merge(shape, [*moved[i], *new]) for i, shape in shapes.items()}
     if any(0 in shape for shape in shapes.values()):  # labels that got lost are missed by the check
         watch(site, input, results, range(input.ndim), EMPTY)
     else:
@@ -184,7 +189,21 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
     if any(True for _ in labels_in((repeats, kwargs))):
         site.freeze("it is repeated unevenly", input)
         return Labels(site.shape)
-    return move(site, input, repeats, kwargs, touched=range(input.ndim))
+    counts: Sequence[Any] = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], list | tuple) else repeats
+    new = _spread(site, input, counts) if site.name != "repeat_interleave" else []
+    return move(site, input, repeats, kwargs, range(input.ndim), new)
+
+
+def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
+    """New dimensions, and those of size 1, take the labels of the dimension that their size was read from."""
+    rank = len(site.shape)
+    found = []
+    for d, size in enumerate(sizes, rank - len(sizes)):
+        own = d - rank + input.ndim
+        vector = site.sized_like(size) if own < 0 or input.shape[own] == 1 else None
+        if vector is not None:
+            found.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
+    return found
 
 
 @rule("expand", "broadcast_to")
@@ -193,15 +212,9 @@ def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     given = sizes or (kwargs.get("size", kwargs.get("shape")),)
     target: Sequence[Any] = given[0] if isinstance(given[0], list | tuple) else given
     demand_numbers(target, kwargs)
-    rank = len(site.shape)
-    missing = rank - input.ndim
+    missing = len(site.shape) - input.ndim
     coordinates = [c.reshape((1,) * missing + c.shape) for c in input.coordinates]
-    for d, size in enumerate(target):
-        own = d >= missing and input.shape[d - missing] > 1
-        vector = site.sized_like(size)
-        if vector is not None and not own:
-            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
-    result = site.merge(site.shape, coordinates)
+    result = site.merge(site.shape, [*coordinates, *_spread(site, input, target)])
     watch(site, input, {0: result}, range(input.ndim))
     return result
 

@@ -103,7 +103,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return True
     if op == "item" and not (node.meta["dtype"].is_floating_point or node.meta["dtype"].is_complex):  # positions
         return False
-    if op in ("expand", "expand_as", "broadcast_to") and _spread(inputs[0], [node], values):  # to as many as there are
+    if op in _ENLARGING and _spread(inputs[0], [node], values):  # to as many as there are
         return False
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
         states = [n for n in inputs[1:] if n.meta["op"] != "parameter" and n.meta["dtype"].is_floating_point]
@@ -147,7 +147,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
 
 def _unexpanded(node: Node) -> Node:
     """A value before it was made larger."""
-    while node.meta["op"] in ("expand", "expand_as", "broadcast_to"):
+    while node.meta["op"] in _ENLARGING:
         node = node.all_input_nodes[0]
     return node
 
@@ -176,6 +176,7 @@ def _spread(node: Node, others: list[Node], values: Values) -> bool:
 _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
+_ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
 _ADDED = frozenset({"index_add", "index_copy", "scatter_add"})
 _PADS = {
     "pad": 3,
@@ -191,7 +192,7 @@ def _argument(node: Node, position: int, name: str) -> Any:
 
 
 def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
-    """Filters that are zero give zero if their bias is; rows that come with the input need a zero input and no bias."""
+    """Filters that are zero give zero if their bias is; rows and places of the input need a zero input and no bias."""
     names = (
         ("input", "weight", "offset", "mask", "bias") if "deform" in node.meta["op"] else ("input", "weight", "bias")
     )
@@ -199,7 +200,7 @@ def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) ->
     if bias is not None and not zero(bias):
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
-    carried = [c for c in values[source].coordinates if all(n == 1 for n in c.shape[c.ndim - rank :])]
+    carried = [c for c in values[source].coordinates if c.shape[c.ndim - rank] == 1]
     filters = zero(weight) or _standardised(weight, values, zero) or not _labelled(weight, values)
     return filters and (not carried or (zero(source) and bias is None))
 
