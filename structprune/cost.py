@@ -67,7 +67,7 @@ def _einsum(node: Node) -> list[list[Dim]]:
 
 def _recurrent(node: Node) -> list[list[Dim]]:
     """Every weight matrix once for each step and example."""
-    packed = isinstance(node.args[3], list | tuple)  # then the second argument says how
+    packed = any(isinstance(a, list | tuple) for a in node.args[3:4])  # then the second argument says how
     given: Any = node.args[3 if packed else 2] if node.meta["op"] in _GATED else node.args[2:]
     weights = [w for w in given if isinstance(w, Node) and len(w.meta["shape"]) == 2]
     return [dims(node.all_input_nodes[0])[:-1] + dims(w) for w in weights]

@@ -149,7 +149,7 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
 
 _INVERSES: dict[Any, Callable[[int, int], int]] = {
     operator.floordiv: operator.mul,
-    operator.mul: operator.floordiv,
+    operator.mul: lambda product, other: product // other if other else 0,
     operator.sub: operator.add,
     operator.add: operator.sub,
 }

@@ -178,12 +178,8 @@ _RECURRENT = frozenset(
 )
 _ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
 _ADDED = frozenset({"index_add", "index_copy", "scatter_add"})
-_PADS = {
-    "pad": 3,
-    "constant_pad_nd": 2,
-    "_pad_packed_sequence": 3,
-    "pad_sequence": 2,
-}  # where the number is that they pad with
+# Where the number is that they pad with.
+_PADS = {"pad": 3, "constant_pad_nd": 2, "_pad_packed_sequence": 3, "pad_sequence": 2}
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
 
 
