@@ -25,6 +25,7 @@ from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, GuardCheck, Requirement, View
 from .rules.folds import held_folds
 from .rules.normalization import Fold, Swap
+from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
 
@@ -184,15 +185,20 @@ class Space:
 
     def _equate(self, failed: Sequence[Check]) -> bool:
         """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes."""
-        new = [(check, pair) for check in failed if (pair := self._uncoupled(check))]
-        for check, (a, b) in new:
-            self.couplings.couple(a, b, check.node)
-        return bool(new)
+        for dividing in (False, True):  # most of what divides holds once the rest is coupled
+            new = [(check, pair) for check in failed if (pair := self._uncoupled(check, dividing))]
+            for check, (a, b) in new:
+                self.couplings.couple(a, b, check.node)
+            if new:
+                return True
+        return False
 
-    def _uncoupled(self, check: Check) -> tuple[IntArray, IntArray] | None:
+    def _uncoupled(self, check: Check, dividing: bool = True) -> tuple[IntArray, IntArray] | None:
         """The first two dimensions that should have the same size and are free to differ."""
         roots = self.couplings.roots()
         pairs = check.equals(self._read)
+        if dividing and isinstance(check, Reshaping):
+            pairs = [*pairs, *check.divides(self._read)]
         return next(((a, b) for a, b in pairs if (roots[a] != roots[b]).any() and roots[a].all()), None)
 
     def _read(self, size: Any) -> IntArray | None:

@@ -500,6 +500,32 @@ def test_values_padded_inside_of_each_head() -> None:
     assert (small.qkv.out_features, small.out.in_features, small.width) == (48, 16, 8)
 
 
+class Turned(nn.Module):
+    """Attention that is divided into heads one way and joined the other way round, by a width read from the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.qkv, self.out, self.head = (
+            nn.Linear(16, 24),
+            nn.Linear(24, 72),
+            nn.Linear(24, 24),
+            nn.Linear(24, 5),
+        )
+        self.heads, self.scale = 4, 6**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        batch, words, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, words, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        found = (q * self.scale @ k.mT).softmax(-1) @ v
+        return self.head(x + self.out(found.permute(0, 2, 3, 1).reshape(batch, words, width)))
+
+
+def test_heads_joined_the_other_way_round() -> None:
+    small = exact(Turned())
+    assert (small.heads, small.out.in_features, small.inp.out_features) == (2, 12, 12)
+
+
 CHANNELS = "chunks", "interleaved"
 
 

@@ -93,12 +93,15 @@ class Reshaping:
         return True
 
     def equals(self, read: Reader) -> Pairs:
-        """`x.reshape(b, n, c)` joins attention heads into a width that was read from the residual stream, and
-        `x.view(b, n, heads, c // heads)` divides another by it: if both shrink, then together."""
+        """`x.reshape(b, n, c)` joins heads into a width that was read from a stream: if both shrink, then together."""
+        along = [(size, self.result.along(dim)) for dim, size in enumerate(self.sizes, self.offset)]
+        return [pair for size, labels in along if labels is not None for pair in alike([size], read, [labels])]
+
+    def divides(self, read: Reader) -> Pairs:
+        """`x.view(b, n, heads, c // heads)` divides a width by what was read from another: they may agree without being
+        coupled, where what goes on from here is coupled with it."""
         found: Pairs = []
         for dim, size in enumerate(self.sizes, self.offset):
-            along = self.result.along(dim)
-            found += alike([size], read, [along]) if along is not None else []
             origin = size.origin if isinstance(size, Size) else None
             if isinstance(origin, Computed) and origin.function is operator.floordiv:
                 whole = read(origin.operands[0])
