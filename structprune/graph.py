@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ALMOST = 1e-9  # a ratio of 0.3 takes 3 units of 10, though 0.3 * 10 is a little less
 
 
-@dataclass(eq=False, slots=True)  # not frozen: there are many, and those take three times as long to make
+@dataclass(frozen=True, eq=False, slots=True)
 class Slice:
     """The part that a group has in one dimension of one parameter: index `indices[i]` belongs to unit `units[i]`."""
 

@@ -89,8 +89,8 @@ class Inventory:
     def _rows(self) -> list[tuple[str, int, tuple[int, ...], str]]:
         """Every place in the order of its name: how what is written of it begins, the id of what is there, its shape,
         and all that is written of it."""
-        places: list[tuple[str, str, int, tuple[int, ...]]] = []
-        places += [(name, kind, id(tensor), tensor.shape) for name, kind, tensor in self._stored]
+        places: list[tuple[str, str, int, tuple[int, ...]]]
+        places = [(name, kind, id(tensor), tensor.shape) for name, kind, tensor in self._stored]
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
             for name, child in module._modules.items():

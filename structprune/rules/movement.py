@@ -189,9 +189,13 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
     if any(True for _ in labels_in((repeats, kwargs))):
         site.freeze("it is repeated unevenly", input)
         return Labels(site.shape)
-    counts: Sequence[Any] = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], list | tuple) else repeats
-    new = _spread(site, input, counts) if site.name != "repeat_interleave" else []
+    new = _spread(site, input, _in_a_row(repeats)) if site.name != "repeat_interleave" else []
     return move(site, input, repeats, kwargs, range(input.ndim), new)
+
+
+def _in_a_row(given: Sequence[Any]) -> Sequence[Any]:
+    """Numbers that are given one by one, or as one tuple."""
+    return given[0] if given and isinstance(given[0], list | tuple) else given
 
 
 def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
@@ -209,8 +213,7 @@ def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
 @rule("expand", "broadcast_to")
 def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     """New dimensions take the labels of the dimension their size was read from."""
-    given = sizes or (kwargs.get("size", kwargs.get("shape")),)
-    target: Sequence[Any] = given[0] if isinstance(given[0], list | tuple) else given
+    target = _in_a_row(sizes or (kwargs.get("size", kwargs.get("shape")),))
     demand_numbers(target, kwargs)
     missing = len(site.shape) - input.ndim
     coordinates = [c.reshape((1,) * missing + c.shape) for c in input.coordinates]

@@ -101,13 +101,12 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return not node.meta["plain"]  # a plain tensor attribute is cut, but not masked
     if op in ("zeros", "new_zeros", "zeros_like"):
         return True
-    if op == "item" and not (node.meta["dtype"].is_floating_point or node.meta["dtype"].is_complex):  # positions
+    if op == "item" and not _is_floating(node):  # positions
         return False
     if op in _ENLARGING and _spread(inputs[0], [node], values):  # to as many as there are
         return False
     if op in _RECURRENT:  # gates at rest: a state that starts at zero stays there
-        states = [n for n in inputs[1:] if n.meta["op"] != "parameter" and n.meta["dtype"].is_floating_point]
-        return all(zero(n) for n in states)
+        return all(zero(n) for n in inputs[1:] if n.meta["op"] != "parameter" and _is_floating(n))
     if op in ("embedding", "embedding_bag"):
         return any(zero(n) for n in inputs)
     if op in _PRODUCERS:
@@ -143,6 +142,12 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in _KEEP:
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
+
+
+def _is_floating(node: Node) -> bool:
+    """Whether these are values, and no positions, counts or masks."""
+    dtype: torch.dtype = node.meta["dtype"]
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _unexpanded(node: Node) -> Node:
