@@ -27,10 +27,16 @@ def varying(coordinate: IntArray) -> tuple[int, ...]:
     return tuple(d for d, size in enumerate(coordinate.shape) if size > 1)
 
 
+def collapse(coordinate: IntArray) -> IntArray:
+    """The same coordinate with size 1 along every dimension where it was expanded."""
+    if 0 not in coordinate.strides:
+        return coordinate
+    return coordinate[tuple(slice(None) if stride else slice(0, 1) for stride in coordinate.strides)]
+
+
 def compress(coordinate: IntArray) -> IntArray:
     """The same coordinate with size 1 along every dimension where it is constant."""
-    if 0 in coordinate.strides:
-        coordinate = coordinate[tuple(slice(None) if stride else slice(0, 1) for stride in coordinate.strides)]
+    coordinate = collapse(coordinate)
     for dim, size in enumerate(coordinate.shape):
         if size > 1:
             first = coordinate[(slice(None),) * dim + (slice(0, 1),)]

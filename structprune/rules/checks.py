@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ..labels import BoolArray, Couplings, IntArray, Labels, compress
+from ..labels import BoolArray, Couplings, IntArray, Labels, collapse, compress
 from ..nodes import Node
 from ..sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate
 
@@ -218,24 +219,32 @@ class Movement:
     why: str
 
     def holds(self, view: View) -> bool:
-        kept = view.kept(self.source)
-        small_shape = view.shape(self.source)
-        arguments = self.node.args[1:], self.node.kwargs
-        small_arguments = view.evaluate(arguments[0]), view.evaluate(arguments[1])
-        for shape in (*(c.shape for c in self.source.coordinates), *self._unlabelled()):
-            index = np.arange(1, math.prod(shape) + 1).reshape(shape)
+        kept, small_shape = view.kept(self.source), view.shape(self.source)
+        arguments = view.evaluate(self.node.args[1:]), view.evaluate(self.node.kwargs)
+        for index, count, full in self._moved:
             try:
-                small = self.run(take(index, kept), small_shape, *small_arguments)
+                small = self.run(take(index, kept), small_shape, *arguments)
             except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
                 return False
-            full = self.run(index, self.source.shape, *arguments)
-            if len(small) != len(full):
+            if len(small) != count:
                 return False
             for i, labels in self.results.items():
-                expected = take(compress(np.broadcast_to(full[i], labels.shape)), view.kept(labels))
-                if small[i].shape != view.shape(labels) or not np.array_equal(compress(small[i]), compress(expected)):
+                if small[i].shape != view.shape(labels):
+                    return False
+                if not (collapse(small[i]) == take(full[i], view.kept(labels))).all():
                     return False
         return True
+
+    @cached_property
+    def _moved(self) -> list[tuple[IntArray, int, dict[int, IntArray]]]:
+        """Index arrays of the source, how many results each is moved to, and those that have labels."""
+        moved = []
+        for shape in (*(c.shape for c in self.source.coordinates), *self._unlabelled()):
+            index = np.arange(1, math.prod(shape) + 1).reshape(shape)
+            full = self.run(index, self.source.shape, self.node.args[1:], self.node.kwargs)
+            results = {i: compress(np.broadcast_to(full[i], labels.shape)) for i, labels in self.results.items()}
+            moved.append((index, len(full), results))
+        return moved
 
     def equals(self, read: Reader) -> Pairs:
         return alike(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,14 +85,22 @@ class Reshaping:
             return False
         if tuple(out.shape) != small_result:
             return False
-        for left, _ in regroup(self.source.shape, self.result.shape):
-            if any(self.source.along(d) is not None for d in left):
-                index = self._index(left)
-                small = reshape_index(take(index, view.kept(self.source)), small_source, small_result)
-                full = reshape_index(index, self.source.shape, self.result.shape)
-                if not np.array_equal(small, take(full, view.kept(self.result))):
-                    return False
+        for index, full in self._regrouped:
+            small = reshape_index(take(index, view.kept(self.source)), small_source, small_result)
+            if not np.array_equal(small, take(full, view.kept(self.result))):
+                return False
         return True
+
+    @cached_property
+    def _regrouped(self) -> list[tuple[IntArray, IntArray]]:
+        """Index arrays of what is regrouped and has labels, and what they are reshaped to."""
+        found = []
+        for dims, _ in regroup(self.source.shape, self.result.shape):
+            if any(self.source.along(d) is not None for d in dims):
+                shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
+                index = np.arange(math.prod(shape)).reshape(shape)
+                found.append((index, reshape_index(index, self.source.shape, self.result.shape)))
+        return found
 
     def equals(self, read: Reader) -> Pairs:
         """`x.reshape(b, n, c)` joins heads into a width that was read from a stream: if both shrink, then together."""
@@ -117,10 +127,6 @@ class Reshaping:
             return None
         corner = labelled[0][tuple(slice(None) if d in dims else 0 for d in range(self.result.ndim))]
         return np.broadcast_to(corner, [self.result.shape[d] for d in dims]).reshape(-1)
-
-    def _index(self, dims: list[int]) -> IntArray:
-        shape = [n if d in dims else 1 for d, n in enumerate(self.source.shape)]
-        return np.arange(int(np.prod(shape))).reshape(shape)
 
 
 def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
