@@ -102,6 +102,7 @@ class Roots:
         self._couplings = couplings
         self._component = component
         self._place = place
+        self._rows: dict[int, tuple[IntArray, IntArray]] = {}  # by id: labels along one dimension, and their units
         self._slices: dict[int, IntArray] = {}  # by the first label's place: one array for all blocks that were united
 
     def __getitem__(self, labels: IntArray) -> IntArray:
@@ -112,11 +113,20 @@ class Roots:
         """The units of labels, in a row: one and the same array for all blocks that were united."""
         block = self._couplings.own(labels)
         if block is None:
-            return self._component[self._place.of(labels.reshape(-1))]
+            return self._scattered(labels)
         start = self._place.firsts[block]
         if start not in self._slices:
             self._slices[start] = self._component[start : start + labels.size]
         return self._slices[start]
+
+    def _scattered(self, labels: IntArray) -> IntArray:
+        """The units of labels that are no block, looked up once if they lie along one dimension."""
+        known, units = self._rows.get(id(labels), (None, labels))
+        if known is not labels:
+            units = self._component[self._place.of(labels.reshape(-1))]
+            if labels.size == max(labels.shape, default=1):
+                self._rows[id(labels)] = labels, units
+        return units
 
     @cached_property
     def all(self) -> IntArray:

@@ -37,7 +37,7 @@ class View:
         self.attributes: dict[AttributeOf, int] = {}
         self._attribute = attribute
         self._kept: dict[int, dict[int, IntArray]] = {}
-        self._left: dict[int, IntArray | None] = {}
+        self._left: dict[int, tuple[IntArray, IntArray | None]] = {}  # by id: units in a row, and which of them stay
 
     def gone(self, labels: IntArray) -> BoolArray:
         """Whether each of these labels is removed."""
@@ -45,26 +45,24 @@ class View:
 
     def kept(self, labels: Labels) -> dict[int, IntArray]:
         """The indices that stay, for each dimension that shrinks."""
-        if id(labels) not in self._kept:
-            found: dict[int, IntArray] = {}
+        found = self._kept.get(id(labels))
+        if found is None:
+            found = self._kept[id(labels)] = {}
             for coordinate in labels.coordinates:
                 if 1 < coordinate.size == max(coordinate.shape):
                     left = self.left(coordinate)
                     if left is not None:
                         found[coordinate.shape.index(coordinate.size)] = left
                 elif (gone := self.gone(coordinate)).any():
-                    found |= self._kept_of_grid(gone)
-            self._kept[id(labels)] = found
-        return self._kept[id(labels)]
+                    found.update(self._kept_of_grid(gone))
+        return found
 
     def left(self, vector: IntArray) -> IntArray | None:
         """The indices of a coordinate along one dimension that stay; None if all do."""
-        block = self.couplings.block(vector)
-        if block is None:
-            return _left(self.gone(vector).reshape(-1))
-        if block not in self._left:
-            self._left[block] = _left(self.gone(vector).reshape(-1))
-        return self._left[block]
+        units = self._roots.row(vector)  # one array for all that have the same
+        if id(units) not in self._left:
+            self._left[id(units)] = units, _left(self._removed[units])
+        return self._left[id(units)][1]
 
     @staticmethod
     def _kept_of_grid(gone: BoolArray) -> dict[int, IntArray]:
@@ -77,8 +75,10 @@ class View:
 
     def shape(self, labels: Labels) -> tuple[int, ...]:
         """The pruned shape of a value."""
-        kept = self.kept(labels)
-        return tuple(len(kept[d]) if d in kept else n for d, n in enumerate(labels.shape))
+        shape = list(labels.shape)
+        for dim, left in self.kept(labels).items():
+            shape[dim] = len(left)
+        return tuple(shape)
 
     def size(self, labels: Labels, dim: int) -> int:
         """The pruned size of a dimension of a value."""
@@ -112,7 +112,7 @@ class View:
 
 
 def _left(gone: BoolArray) -> IntArray | None:
-    return np.flatnonzero(~gone) if gone.any() else None
+    return (~gone).nonzero()[0] if gone.any() else None
 
 
 def take(array: IntArray, kept: Mapping[int, IntArray]) -> IntArray:
