@@ -32,6 +32,13 @@ def _standardise(input: Tensor, dims: Sequence[int], count: int, missing: int, e
     return centred * torch.rsqrt(variance + eps)
 
 
+def _affine(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Times the weight, plus the bias, in one pass if there are both."""
+    if weight is None:
+        return input if bias is None else input + bias
+    return input * weight if bias is None else torch.addcmul(bias, input, weight)
+
+
 def _trailing(input: Tensor, normalized_shape: Sequence[int]) -> tuple[list[int], int, int]:
     """The last dimensions, how many elements they held, and how many they hold."""
     dims = list(range(-len(normalized_shape), 0))
@@ -54,9 +61,7 @@ def layer_norm(
     dims, count, width = _trailing(input, normalized_shape)
     if count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    out = _standardise(widened(input), dims, count, count - width, eps).to(input.dtype)
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return _affine(_standardise(widened(input), dims, count, count - width, eps).to(input.dtype), weight, bias)
 
 
 def rms_norm(
@@ -94,8 +99,7 @@ def group_norm(
     count = each // (width // num_groups) * (channels // num_groups)
     out = _standardise(grouped, [-1], count, count - each, eps).reshape(input.shape).to(input.dtype)
     shape = [1, -1] + [1] * (input.ndim - 2)
-    out = out if weight is None else out * weight.reshape(shape)
-    return out if bias is None else out + bias.reshape(shape)
+    return _affine(out, *(part if part is None else part.reshape(shape) for part in (weight, bias)))
 
 
 def batch_norm(
@@ -114,8 +118,7 @@ def batch_norm(
     if running_mean is not None or not training or input.ndim != 3 or input.shape[2] == channels:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out = _standardise(widened(input), [0, 2], channels, channels - input.shape[2], eps).to(input.dtype)
-    out = out if weight is None else out * weight[:, None]
-    return out if bias is None else out + bias[:, None]
+    return _affine(out, *(part if part is None else part[:, None] for part in (weight, bias)))
 
 
 def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
