@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
+from .trials import coupled_alike, removals, unequal_removals
 
 ORPHAN = "no filter of the traced calls produces it"
 TOGETHER = "its indices are coupled with one another, so that all would go at once"
@@ -58,6 +59,7 @@ class Space:
         self._required: dict[Any, list[Requirement]] = {}  # by what a size is read from
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
+        self._survived: dict[int, IntArray] = {}  # by id: the units that a check depended on when it last held
         names = self.parts.names
         self._mirrors = {
             AttributeOf(path, row.attribute): (row, names[id(tensor)])
@@ -175,12 +177,7 @@ class Space:
         """The checks that hold only while several groups lose equally many, which coupling them makes sure of."""
         several = [check for check in checks if self._uncoupled(check)]
         families = self.families() if several else []
-        views = []
-        for bit in range(len(families).bit_length()):  # any two families differ in one of them
-            removed = np.zeros(self.couplings.roots().count, bool)
-            for units in (units for i, units in enumerate(families) if i >> bit & 1):
-                removed[units[: len(units) // 2]] = True
-            views.append(self.view(removed))
+        views = [self.view(removed) for removed in unequal_removals(families, self.couplings.roots().count)]
         return [check for check in several if not all(check.holds(view) for view in views)]
 
     def _equate(self, failed: Sequence[Check]) -> bool:
@@ -260,26 +257,29 @@ class Space:
         return [check for check in self.checks if id(check) not in sure]
 
     def _survives(self, check: Check) -> bool:
-        """Whether the check holds for random removals."""
-        return not self.concerned(check) or all(check.holds(view) for view in self._probes())
+        """Whether the check holds for random removals; it does if it did, and what it depends on is coupled as then."""
+        units = np.concatenate([[0], *self._units_behind(check)])
+        if not units.any():
+            return True
+        before = self._survived.get(id(check))
+        if before is None or not coupled_alike(before, units):
+            if not all(check.holds(view) for view in self._probes()):
+                return False
+            self._survived[id(check)] = units
+        return True
 
     def concerned(self, check: Check) -> bool:
         """Whether anything may go that a check depends on."""
+        return any(units.any() for units in self._units_behind(check))
+
+    def _units_behind(self, check: Check) -> Iterator[IntArray]:
         roots = self.couplings.roots()
-        return any(roots[labels].any() for labels in self.labels_behind(check))
+        return (roots.row(labels) for labels in self.labels_behind(check))
 
     def _probes(self) -> Sequence[View]:
         roots = self.couplings.roots()
         if self._probed is None or self._probed[0] is not roots:
-            random = np.random.default_rng(0)
-            views = []
-            for choose in _PROBES:
-                removed = np.zeros(roots.count, bool)
-                for units in self.families():
-                    if len(units) > 1:
-                        removed[choose(random.permutation(units), units)] = True
-                views.append(self.view(removed))
-            self._probed = (roots, views)
+            self._probed = roots, [self.view(removed) for removed in removals(self.families(), roots.count)]
         return self._probed[1]
 
     def arranged(self, links: Iterable[tuple[IntArray, Any]] | None) -> Space:
@@ -374,15 +374,6 @@ class Space:
             if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value
         return changed
-
-
-# Removals that are tried out: half and a quarter at random, the first, the last.
-_PROBES: tuple[Callable[[IntArray, IntArray], IntArray], ...] = (
-    lambda shuffled, units: shuffled[: len(units) // 2],
-    lambda shuffled, units: shuffled[: -(-len(units) // 4)],
-    lambda shuffled, units: units[:1],
-    lambda shuffled, units: units[-1:],
-)
 
 
 def _binds(rule: Any, *arguments: Any) -> bool:

@@ -221,11 +221,11 @@ class Movement:
     def holds(self, view: View) -> bool:
         kept, small_shape = view.kept(self.source), view.shape(self.source)
         arguments = view.evaluate(self.node.args[1:]), view.evaluate(self.node.kwargs)
-        for index, count, full in self._moved:
-            try:
-                small = self.run(take(index, kept), small_shape, *arguments)
-            except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
-                return False
+        try:
+            moved = [self.run(take(index, kept), small_shape, *arguments) for index in self._indices]
+        except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
+            return False
+        for small, (count, full) in zip(moved, self._moved, strict=True):
             if len(small) != count:
                 return False
             for i, labels in self.results.items():
@@ -236,15 +236,20 @@ class Movement:
         return True
 
     @cached_property
-    def _moved(self) -> list[tuple[IntArray, int, dict[int, IntArray]]]:
-        """Index arrays of the source, how many results each is moved to, and those that have labels."""
-        moved = []
-        for shape in (*(c.shape for c in self.source.coordinates), *self._unlabelled()):
-            index = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    def _indices(self) -> list[IntArray]:
+        """Numbers along each labelled part of the source, and along each of its other dimensions."""
+        shapes = (*(c.shape for c in self.source.coordinates), *self._unlabelled())
+        return [np.arange(1, math.prod(shape) + 1).reshape(shape) for shape in shapes]
+
+    @cached_property
+    def _moved(self) -> list[tuple[int, dict[int, IntArray]]]:
+        """How many results each of them is moved to in the model as it is, and the results that have labels."""
+        found = []
+        for index in self._indices:
             full = self.run(index, self.source.shape, self.node.args[1:], self.node.kwargs)
             results = {i: compress(np.broadcast_to(full[i], labels.shape)) for i, labels in self.results.items()}
-            moved.append((index, len(full), results))
-        return moved
+            found.append((len(full), results))
+        return found
 
     def equals(self, read: Reader) -> Pairs:
         return alike(
