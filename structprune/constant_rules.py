@@ -54,7 +54,7 @@ def pointwise(node: Node, *args: Any, **kwargs: Any) -> Tensor:
     given = list(tensors_in((args, kwargs)))
     meeting = [t.clone() for t in torch.broadcast_tensors(*given)]
     hidden = torch.stack([t.isnan() for t in meeting]).any(0)
-    if node.meta["op"] in ("mul", "multiply"):
+    if node.meta["op"] == "mul":
         hidden &= ~torch.stack([t == 0 for t in meeting]).any(0)
         meeting = [t.nan_to_num() for t in meeting]
     elif node.meta["op"] in RANDOM or bool(hidden.all()):
@@ -103,7 +103,7 @@ def ones(node: Node, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @rule(
-    "permute", "transpose", "t", "T", "mT", "H", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
+    "permute", "transpose", "t", "T", "mT", "H", "mH", "adjoint", "movedim",
     "unsqueeze", "flip", "fliplr", "flipud", "squeeze", "roll", "narrow", "tensor_split", "unbind", "select", "tril",
     "triu", "diagonal", "rot90", "unfold", "chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split",
     "repeat", "tile", "repeat_interleave", "expand", "broadcast_to", "view", "reshape", "_unsafe_view", "flatten",
@@ -127,7 +127,7 @@ def like(node: Node, input: Tensor, other: Tensor) -> Tensor:
     return full.expand(shape) if node.meta["op"] == "expand_as" else full.reshape(shape)
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def cat(node: Node, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
     """Laid end to end along `dim`, at the size of the most varied along the others."""
     dim = (dim if axis is None else axis) % len(node.meta["shape"])

@@ -10,7 +10,7 @@ from .nodes import Node
 # Operations whose result lies in the memory of their first operand (`reshape` most often does).
 VIEWS = frozenset(
     """view reshape _unsafe_view flatten unflatten ravel view_as reshape_as view_as_real view_as_complex permute
-    transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split unbind
+    transpose t T mT H mH adjoint movedim unsqueeze squeeze narrow tensor_split unbind
     select slice getitem diagonal unfold chunk split split_with_sizes unsafe_chunk unsafe_split expand expand_as
     broadcast_to contiguous detach alias""".split()
 )

@@ -30,7 +30,7 @@ SIZES = frozenset("shape size numel nelement len nbytes stride storage_offset un
 
 # What may share memory with its first operand, so that writing into one is writing into the other.
 VIEWS = frozenset(
-    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze narrow tensor_split
+    """permute transpose t T mT H mH adjoint movedim unsqueeze squeeze narrow tensor_split
     unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes expand
     broadcast_to broadcast_tensors expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten
     getitem item contiguous detach to as_tensor asarray float double half bfloat16 type type_as data cpu cuda diagonal
@@ -45,6 +45,13 @@ TRANSFORMS = frozenset(f"fft_{way}fft{dims}" for way in ("", "i", "r", "ir", "h"
 _CONVERSIONS = frozenset({"__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__contains__"})
 _BY_OBJECT = {torch.nn.functional.unfold: "im2col", torch.nn.functional.fold: "col2im"}  # unlike Tensor.unfold
 _SPECIAL = {"expit": "sigmoid", "psi": "digamma", "gammaln": "lgamma", "gammainc": "igamma", "gammaincc": "igammac"}
+_ALIASES = dict(  # what PyTorch has under several names
+    pair.split("=")
+    for pair in """absolute=abs arccos=acos arccosh=acosh arcsin=asin arcsinh=asinh arctan=atan arctan2=atan2
+    arctanh=atanh clip=clamp concat=cat concatenate=cat divide=div fix=trunc greater=gt greater_equal=ge less=lt
+    less_equal=le linalg_matmul=matmul moveaxis=movedim multiply=mul negative=neg not_equal=ne row_stack=vstack
+    subtract=sub swapaxes=transpose swapdims=transpose true_divide=div""".split()
+)
 _REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
 _SPELLED = {
     "truediv": "div",
@@ -104,6 +111,7 @@ def operation(function: Callable[..., Any]) -> Operation:
         plain = name.removeprefix("special_")
         plain = _SPECIAL.get(plain, plain)
         name = plain if hasattr(torch.ops.aten, plain) else name
+    name = _ALIASES.get(name, name)
     python = inspect.isfunction(function) and (function.__module__ or "").partition(".")[0] == "torch"
     return Operation(name, inplace, python)
 

@@ -7,6 +7,7 @@ units: 8 if they are free, 4 if they go in pairs, 0 if they must stay.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,23 @@ def function_of_space(name: str) -> list[Use]:
     return use(8, lambda h, m, x: function(h, dim=3)) + use(0, lambda h, m, x: function(h, dim=1))
 
 
+def distance(name: str) -> list[Use]:
+    """F.<name>(h, b) and that of ATen."""
+    function, own = getattr(F, name), getattr(torch.ops.aten, name)
+    return use(
+        8,
+        lambda h, m, x: function(h.sigmoid(), m.b(x), reduction="none"),
+        lambda h, m, x: h + function(h, m.b(x), reduction="sum"),
+        lambda h, m, x: h + own(h, m.b(x), 2),
+    ) + use(
+        0,
+        lambda h, m, x: h + function(h, m.b(x)),
+        lambda h, m, x: h + own(h, m.b(x)),
+        lambda h, m, x: h + function(h.sigmoid(), m.b(x), reduction="sum"),
+        lambda h, m, x: h + function(h, m.b(x).sum(1, True).expand_as(h), reduction="sum"),
+    )
+
+
 def fourier(name: str, size: str) -> list[Use]:
     """torch.fft.<name>, over space and over channels; the two-sided ones halve what they give."""
     function = getattr(torch.fft, name)
@@ -122,6 +140,13 @@ def written(h: Tensor, index: Any, value: Any) -> Tensor:
     h = h.clone()
     h[index] = value
     return h
+
+
+def reduced(h: Tensor, *args: Any) -> Tensor:
+    """index_reduce, without its warning that it is new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return h.index_reduce(*args)
 
 
 def places(model: Any) -> Tensor:
@@ -262,6 +287,50 @@ USES: dict[str, list[Use]] = {
         8, lambda h, m, x: torch.linalg.vector_norm(h, 2, (2, 3)), lambda h, m, x: torch.linalg.vector_norm(h, 2, 1)
     )
     + use(0, lambda h, m, x: torch.linalg.vector_norm(h.sigmoid(), 2, 1)),
+    "linalg_norm": use(
+        8,
+        lambda h, m, x: h + torch.linalg.norm(h, dim=1, keepdim=True),
+        lambda h, m, x: torch.linalg.norm(h, dim=(1, 2)),
+        lambda h, m, x: h * torch.linalg.norm(m.b(x)),
+        lambda h, m, x: torch.linalg.norm(h, 1, 1),
+        lambda h, m, x: torch.linalg.norm(h, 1, (2, 3)),
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.linalg.norm(h, 1, (1, 2)),
+        lambda h, m, x: torch.linalg.norm(h, 3, 1),
+        lambda h, m, x: torch.linalg.norm(h.sigmoid(), dim=1),
+    ),
+    "linalg_matrix_norm": use(
+        8, lambda h, m, x: torch.linalg.matrix_norm(h), lambda h, m, x: torch.linalg.matrix_norm(h.mT.transpose(1, 3))
+    )
+    + use(0, lambda h, m, x: torch.linalg.matrix_norm(h, "nuc", (1, 2))),
+    "linalg_vecdot": use(
+        8,
+        lambda h, m, x: torch.linalg.vecdot(h, m.b(x), dim=1),
+        lambda h, m, x: torch.linalg.vecdot(h, m.b(x).sigmoid()),
+        lambda h, m, x: torch.linalg.vecdot(h.sigmoid(), m.vector[:, None, None], dim=1),
+        lambda h, m, x: torch.linalg.vecdot(x[:, :1].mT, m.vector[:, None, None], dim=-3)[:, None] * h,
+    )
+    + use(
+        0,
+        lambda h, m, x: torch.linalg.vecdot(h.sigmoid(), m.b(x).sigmoid(), dim=1),
+        lambda h, m, x: torch.linalg.vecdot(h.sigmoid().mean((2, 3)), h.mT.mean((2, 3))[:, :, None].sum(1)),
+    ),
+    **{name: distance(name) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")},
+    **{
+        name: use(8, lambda h, m, x, cross=cross: cross(h[..., :3], m.b(x)[..., 1:], dim=3))
+        for name, cross in (("cross", torch.cross), ("linalg_cross", torch.linalg.cross))
+    },
+    **{
+        name: use(8, lambda h, m, x, name=name: getattr(torch, name)(h, 0.5, dim=2))
+        + use(
+            0,
+            lambda h, m, x, name=name: getattr(torch, name)(h, 0.5, 1),
+            lambda h, m, x, name=name: getattr(torch, name)(h, torch.tensor([0.2, 0.5], dtype=h.dtype), dim=2)[0],
+        )
+        for name in ("quantile", "nanquantile")
+    },
     # movement that changes nothing
     **{name: use(8, lambda h, m, x, name=name: getattr(h[0, :, :, 0], name).T[None]) for name in ("T", "H")},
     **{name: use(8, lambda h, m, x, name=name: getattr(h, name)) for name in ("mT", "mH")},
@@ -269,10 +338,7 @@ USES: dict[str, list[Use]] = {
     "adjoint": use(8, lambda h, m, x: h.adjoint()),
     "permute": use(8, lambda h, m, x: h.permute(0, 2, 3, 1)),
     "transpose": use(8, lambda h, m, x: h.transpose(1, 3), lambda h, m, x: h.transpose(0, 1).transpose(0, 1)),
-    "swapaxes": use(8, lambda h, m, x: h.swapaxes(1, 2)),
-    "swapdims": use(8, lambda h, m, x: h.swapdims(1, 2)),
     "movedim": use(8, lambda h, m, x: h.movedim(1, -1)),
-    "moveaxis": use(8, lambda h, m, x: torch.moveaxis(h, (1, 2), (2, 3))),
     "unsqueeze": use(8, lambda h, m, x: h.unsqueeze(1)),
     "squeeze": use(8, lambda h, m, x: h.mean((2, 3), keepdim=True).squeeze(), lambda h, m, x: h[:, :, :1].squeeze(2)),
     "flip": use(8, lambda h, m, x: h.flip(1), lambda h, m, x: h.flip((1, 2))),
@@ -283,7 +349,12 @@ USES: dict[str, list[Use]] = {
     # movement by position
     "roll": use(8, lambda h, m, x: h.roll(1, 2)) + use(0, lambda h, m, x: h.roll(3, 1), lambda h, m, x: h.roll(5)),
     "narrow": use(8, lambda h, m, x: h.narrow(2, 1, 2)) + use(0, lambda h, m, x: h.narrow(1, 1, 4)),
-    "tensor_split": use(8, lambda h, m, x: h.tensor_split(3, 2)) + use(0, lambda h, m, x: h.tensor_split((3,), 1)[1]),
+    "tensor_split": use(8, lambda h, m, x: h.tensor_split(3, 2))
+    + use(4, lambda h, m, x: torch.tensor_split(h, sections=2, dim=1))
+    + use(0, lambda h, m, x: h.tensor_split((3,), 1)[1], lambda h, m, x: torch.cat(h.tensor_split(3, 1)[::-1], 1)),
+    "hsplit": use(4, lambda h, m, x: h.hsplit(2)) + use(0, lambda h, m, x: h.hsplit((2, 4))[1]),
+    "vsplit": use(8, lambda h, m, x: torch.vsplit(h, 2)),
+    "dsplit": use(8, lambda h, m, x: torch.dsplit(h, (1, 3))[1]),
     "unbind": use(8, lambda h, m, x: h.unbind(3), lambda h, m, x: h.unbind(-1)[1:])
     + use(0, lambda h, m, x: h.unbind(1)),
     "select": use(8, lambda h, m, x: h.select(2, 1)),
@@ -343,11 +414,10 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: torch.broadcast_tensors(h, m.vector[:, None, None]),
         lambda h, m, x: torch.broadcast_tensors(h, x[:, :1]),
     ),
-    **{
-        name: use(8, lambda h, m, x, name=name: getattr(torch, name)([h, m.b(x), x], 1))
-        for name in ("cat", "concat", "concatenate")
-    },
+    "cat": use(8, lambda h, m, x: torch.cat([h, m.b(x), x], 1)),
     "hstack": use(8, lambda h, m, x: torch.hstack([h, x, h])),
+    "column_stack": use(8, lambda h, m, x: torch.column_stack([h, x, h]))
+    + use(0, lambda h, m, x: torch.column_stack([h[0, :, 0, 0], m.vector])),
     "vstack": use(8, lambda h, m, x: torch.vstack([h, m.b(x)])),
     "dstack": use(8, lambda h, m, x: torch.dstack([h, m.b(x)])),
     "stack": use(8, lambda h, m, x: torch.stack([h, m.b(x)], 1), lambda h, m, x: torch.stack([h, m.b(x)], -1)),
@@ -438,6 +508,37 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: torch.zeros_like(h).scatter_add(dim=-1, index=h.argsort(3), src=h).relu().sum(1),
     )
     + use(0, lambda h, m, x: h.scatter_add(1, h.argsort(1), h)),
+    "scatter": use(
+        8,
+        lambda h, m, x: torch.zeros_like(h).scatter(3, h.argsort(3), m.b(x)).sum(1),
+        lambda h, m, x: h.scatter(2, h.argsort(2), 2.0),
+    )
+    + use(
+        0,
+        lambda h, m, x: h.scatter(1, h.argsort(1), h),
+        lambda h, m, x: h.scatter(2, h.argsort(2)[:, :4], m.b(x)),
+        lambda h, m, x: h.cos().scatter(2, h.argsort(2)[:, :, :1], m.b(x)).sum(1),
+    ),
+    "scatter_reduce": use(
+        8,
+        lambda h, m, x: h.scatter_reduce(2, h.argsort(2), m.b(x), "amax").sum(1),
+        lambda h, m, x: h.scatter_reduce(  # as tokens are merged
+            -1, x[:, :1].argsort(3).expand(-1, h.shape[1], -1, -1), src=m.b(x), reduce="mean", include_self=False
+        ),
+    )
+    + use(0, lambda h, m, x: h.scatter_reduce(1, h.argsort(1), h, "sum")),
+    "index_reduce": use(8, lambda h, m, x: reduced(h, 2, torch.tensor([0, 2, 0]), m.b(x)[:, :, 1:], "amin").sum(1))
+    + use(0, lambda h, m, x: reduced(h, 1, torch.arange(8), m.b(x), "prod")),
+    "index_fill": use(8, lambda h, m, x: h.index_fill(2, torch.tensor([1, 3]), 2.0))
+    + use(
+        0,
+        lambda h, m, x: h.index_fill(1, torch.tensor([1, 3]), 2.0),
+        lambda h, m, x: h.index_fill(3, torch.tensor([0]), 2.0).sum(1),
+    ),
+    "slice_scatter": use(8, lambda h, m, x: h.slice_scatter(m.b(x)[..., 1:3], -1, 0, 2))
+    + use(0, lambda h, m, x: h.slice_scatter(m.b(x)[:, 1:3], 1, 0, 2)),
+    "select_scatter": use(8, lambda h, m, x: torch.select_scatter(h, m.b(x).sum(2), 2, 1))
+    + use(0, lambda h, m, x: torch.select_scatter(h, m.b(x).sum(1), 1, 1)),
     "new": use(8, lambda h, m, x: h + h.data.new(2, 1, 4, 4).zero_()),
     "cosine_similarity": use(
         8,
@@ -476,7 +577,6 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h + h.detach() // 0.25,
         lambda h, m, x: h + torch.floor_divide(h.detach(), m.vector.detach().exp()[:, None, None]),
     ),
-    "arctan2": use(8, lambda h, m, x: torch.arctan2(h, m.b(x))),
     "fill": use(8, lambda h, m, x: h + h.clone().fill_(2.0), lambda h, m, x: h + torch.fill(h, 2.0)),
     "zero": use(8, lambda h, m, x: h + h.clone().zero_()),
     "copy": use(8, lambda h, m, x: h.clone().copy_(m.b(x)) + h),
@@ -527,6 +627,7 @@ USES: dict[str, list[Use]] = {
             "argmax",
             "argmin",
             "median",
+            "nanmedian",
             "std",
             "var",
             "var_mean",

@@ -6,6 +6,8 @@ channels become units.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
+from structprune.ops import operation
+from structprune.rules import has_rule
 
 TWO = torch.tensor(2)
 
@@ -96,6 +100,7 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: h.std((2, 3), correction=0),
         lambda h, m, x: h.std((2, 3), False, True),
         lambda h, m, x: h.norm(2, (2, 3)),
+        lambda h, m, x: torch.nanquantile(h, 0.5, dim=3),
     )
     + use(
         0,
@@ -107,7 +112,6 @@ SPELLINGS: dict[str, list[Use]] = {
         lambda h, m, x: h.permute(0, 2, 3, 1).sort(descending=True)[0],
         lambda h, m, x: h.std((1, 2), correction=0),
         lambda h, m, x: torch.quantile(h, 0.5, 1),
-        lambda h, m, x: torch.nanquantile(h, 0.5, dim=3),
         lambda h, m, x: torch.renorm(h, 2, 1, 0.1),
     ),
     "subscripts of every kind": use(
@@ -243,3 +247,26 @@ def test_exact(name: str, one: Use) -> None:
         assert_exact(build(one), one.example)
     else:
         assert_exact_or_nothing(build(one), one.example)
+
+
+DOCUMENTED = {
+    name: match[1]
+    for name, function in vars(torch).items()
+    if (match := re.search(r"Alias (?:for|of) :func:`(?:torch\.)?(\w+)`", str(function.__doc__)))
+}
+
+
+def test_aliases_have_one_name() -> None:
+    """What PyTorch says is an alias of an operation with a rule goes by its name."""
+    known = {name: plain for name, plain in DOCUMENTED.items() if has_rule(plain)}
+    assert len(known) > 20
+    assert {name: operation(getattr(torch, name)).name for name in known} == known
+
+
+def test_aliases_are_exact() -> None:
+    def aliased(h: Tensor, m: nn.Module, x: Tensor) -> Tensor:
+        both = torch.concat([torch.multiply(h, m.b(x)), torch.divide(h.absolute(), 2)], 1)
+        either = torch.where(both.greater(0), torch.negative(both), torch.subtract(both, 1))
+        return torch.linalg.matmul(torch.arctan(either).swapaxes(2, 3), torch.row_stack([either[:1], either[1:]]))
+
+    assert_exact(build(Use(aliased, 8)), Use(aliased, 8).example)

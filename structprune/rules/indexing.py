@@ -11,7 +11,7 @@ import torch
 from ..labels import Labels
 from ..sizes import AttributeOf, Size
 from .checks import Requirement, View
-from .movement import move
+from .movement import demand_numbers, move
 from .site import Site, labels_in, rule
 
 
@@ -133,21 +133,35 @@ def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> La
     return Labels(site.shape, input.coordinates)
 
 
-@rule("index_add", "index_copy", "scatter_add")
-def add_at(site: Site, input: Labels, dim: Any, index: Any, source: Any = None, src: Any = None, **kwargs: Any) -> Any:
-    """Positions along one dimension; along the others what is added meets what it is added to."""
-    source = src if source is None else source
+@rule("index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce")
+def write_at(site: Site, input: Labels, dim: Any, index: Any, *args: Any, **kwargs: Any) -> Any:
+    """Positions along one dimension; along the others what is written, if it is no number, meets what it replaces or is
+    added to."""
     why = f"it is written into by position ({site.name})"
-    values = [input, source, *([index] if site.name == "scatter_add" else [])]
+    source = next(iter(labels_in((args, kwargs))), None)
+    everywhere = site.name.startswith("scatter")  # positions for every element
+    values = [input, *([index] if everywhere else []), *([source] if source is not None else [])]
     whole = all(isinstance(v, Labels) and v.ndim == input.ndim for v in values) and isinstance(dim, int)
     dim = int(dim) % max(input.ndim, 1) if whole else 0
     if not whole or len({(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values}) > 1 or not input.ndim:
         site.freeze(why, input, index, source)
         return site.plain()
-    if site.name != "scatter_add":
+    if not everywhere:
         site.freeze("it holds positions", index)
     held = [Labels(site.shape, site.hold(v, (dim,), why).coordinates) for v in values]
     return site.broadcast(held, site.shape)
+
+
+@rule("slice_scatter", "select_scatter")
+def write_slice(site: Site, input: Labels, src: Labels, dim: int = 0, *args: Any, **kwargs: Any) -> Labels:
+    """A copy in which a range of one dimension, or one index of it, is replaced; along the others both meet."""
+    demand_numbers(dim, args, kwargs)
+    dim = int(dim) % input.ndim
+    if site.name == "select_scatter":
+        lifted = tuple(np.expand_dims(c, dim) for c in src.coordinates)
+        site.alias(src, src := Labels((*src.shape[:dim], 1, *src.shape[dim:]), lifted))
+    values = [site.hold(v, (dim,), "it is written into by position") for v in (input, src)]
+    return site.broadcast([Labels(site.shape, v.coordinates) for v in values], site.shape)
 
 
 @rule("index_select")

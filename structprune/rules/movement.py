@@ -70,7 +70,7 @@ def watch(site: Site, input: Labels, results: dict[int, Labels], touched: Sequen
 
 
 @rule(
-    "permute", "transpose", "t", "T", "mT", "H", "mH", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis",
+    "permute", "transpose", "t", "T", "mT", "H", "mH", "adjoint", "movedim",
     "unsqueeze", "flip", "fliplr", "flipud", "view_as_real", "view_as_complex",
 )  # fmt: skip
 def free(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def triangle(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     return Labels(site.shape, site.hold(input, (-2, -1), f"{site.name} counts along it").coordinates)
 
 
-@rule("roll", "narrow", "tensor_split", "unbind", "select", "diagonal", "rot90", "unfold")
+@rule("roll", "narrow", "unbind", "select", "diagonal", "rot90", "unfold")
 def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Positions count: checked wherever a labelled dimension takes part."""
     site.freeze("it is a position", args, kwargs)
@@ -116,13 +116,8 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
         sizes = (
             kwargs.pop("chunks", None) or kwargs.pop("split_size_or_sections", None) or kwargs.pop("split_size", None)
         )
-    widths = {shape[dim] for shape in site.parts.values()}
-    labels = input.along(dim)
-    width = max(widths, default=1)
-    if labels is not None and len(widths) == 1 and labels.shape[dim] % width == 0 and _adapts(site, sizes):
-        grid = np.moveaxis(labels, dim, -1)
-        grid = grid.reshape(*grid.shape[:-1], -1, width)
-        site.couple(grid, grid[..., :1, :])
+    if _adapts(site, sizes):
+        _couple_parts(site, input, dim)
     moved = move(site, input, site.node.args[1:], site.node.kwargs, touched=(dim,))
     if "chunk" not in site.name:
         given = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
@@ -133,6 +128,30 @@ def split(site: Site, input: Labels, sizes: Any = None, dim: int = 0, **kwargs: 
             elif i in moved and mixed:
                 moved[i] = site.hold(moved[i], (dim,), f"{site.name} is given the size {size}, written in the code")
     return moved
+
+
+@rule("tensor_split", "hsplit", "vsplit", "dsplit")
+def split_evenly(site: Site, input: Labels, where: Any = None, dim: int = 0, **kwargs: Any) -> Any:
+    """So many parts, as equal as they can be, or parts that are cut at positions, which are checked."""
+    demand_numbers(where, dim, kwargs)
+    dim = int(min(_CUT.get(site.name, dim), input.ndim - 1)) % input.ndim
+    if isinstance(kwargs.get("sections", kwargs.get("indices_or_sections", where)), int):
+        _couple_parts(site, input, dim)
+    return move(site, input, site.node.args[1:], site.node.kwargs, touched=(dim,))
+
+
+_CUT = {"hsplit": 1, "vsplit": 0, "dsplit": 2}
+
+
+def _couple_parts(site: Site, input: Labels, dim: int) -> None:
+    """Index j of every part goes together, if the parts are equal."""
+    widths = {shape[dim] for shape in site.parts.values()}
+    labels = input.along(dim)
+    width = max(widths, default=1)
+    if labels is not None and len(widths) == 1 and labels.shape[dim] % width == 0:
+        grid = np.moveaxis(labels, dim, -1)
+        grid = grid.reshape(*grid.shape[:-1], -1, width)
+        site.couple(grid, grid[..., :1, :])
 
 
 def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
@@ -222,16 +241,16 @@ def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     return result
 
 
-@rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack")
+@rule("cat", "hstack", "column_stack", "vstack", "dstack")
 def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
     """Labels are laid end to end along `dim` and meet along the others."""
     rank = len(site.shape)
     dim = int(kwargs.get("axis", dim)) % rank
     values = [t for t in tensors if t.shape != (0,)] or list(tensors)
-    if site.name in ("hstack", "vstack", "dstack"):
+    if site.name in _STACKED:
         if any(t.ndim != rank for t in values):
             return site.unknown(values)
-        dim = {"hstack": min(1, rank - 1), "vstack": 0, "dstack": 2}[site.name]
+        dim = min(_STACKED[site.name], rank - 1)
     spread = {d for v in values for c in [v.along(dim)] if c is not None for d in varying(c)} - {dim}
     ends: list[IntArray] = []
     across: list[Labels] = []
@@ -242,6 +261,9 @@ def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> L
     together = site.broadcast(across, (*site.shape[:dim], 1, *site.shape[dim + 1 :]))
     laid = compress(np.concatenate(ends, axis=dim))
     return site.merge(site.shape, [*together.coordinates, *([laid] if laid.any() else [])])
+
+
+_STACKED = {"hstack": 1, "column_stack": 1, "vstack": 0, "dstack": 2}  # the dimensions along which they lay, if there
 
 
 def _end(site: Site, value: Labels, dim: int, spread: set[int]) -> tuple[IntArray, tuple[IntArray, ...]]:

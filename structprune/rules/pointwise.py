@@ -12,7 +12,7 @@ from .zeros import endless
 
 
 @rule(
-    "hardswish", "log_sigmoid", "tanhshrink", "softsign", "floor_divide", "arctan2",
+    "hardswish", "log_sigmoid", "tanhshrink", "softsign", "floor_divide",
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
     "fill", "zero", "copy", "bernoulli", "normal", "uniform", "exponential", "random",
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
@@ -32,7 +32,7 @@ def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
 
 # Functions that are not finite where an operand is zero, some of them for some exponents.
 _POLES = frozenset(
-    """div true_divide divide rdiv floor_divide remainder fmod addcdiv reciprocal rsqrt pow float_power log log2 log10
+    """div rdiv floor_divide remainder fmod addcdiv reciprocal rsqrt pow float_power log log2 log10
     logit xlogy lgamma digamma polygamma mvlgamma igamma igammac special_zeta special_ndtri special_bessel_y0
     special_bessel_y1 special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
     special_scaled_modified_bessel_k1""".split()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..labels import IntArray, Labels, varying
-from .site import Site, rule
+from .site import Site, labels_in, rule
 
 
 def dims_of(input: Labels, dim: Any) -> list[int]:
@@ -36,7 +36,7 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 
 @rule(
     "sum", "prod", "amax", "amin", "max", "min", "logsumexp", "any", "all",
-    "argmax", "argmin", "median", "nanmean", "nansum", "count_nonzero", "mode", "aminmax",
+    "argmax", "argmin", "median", "nanmedian", "nanmean", "nansum", "count_nonzero", "mode", "aminmax",
 )  # fmt: skip
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """sum(x), sum(x, dim), x.max(dim); max(x, y) is element by element."""
@@ -64,12 +64,66 @@ def _along_only(site: Site, coordinate: IntArray, dims: Sequence[int]) -> IntArr
     return site.hold_coordinate(coordinate, dims, "") if kept else coordinate
 
 
-@rule("linalg_vector_norm")
-def vector_norm(site: Site, input: Labels, ord: Any = 2, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """torch.linalg.vector_norm(x, ord, dim)"""
-    if site.zero(input) and ord in (1, 2):
-        return sum_zeros(site, input, dims_of(input, dim))
-    return reduce(site, input, dims_of(input, dim), "a norm runs over it")
+@rule("linalg_vector_norm", "linalg_norm", "linalg_matrix_norm")
+def norm(site: Site, input: Labels, ord: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """torch.linalg.vector_norm(x, ord, dim), torch.linalg.norm(x), torch.linalg.matrix_norm(x, "fro")
+
+    Without an order, or with that of Frobenius, it is the root of a sum of squares over whatever dimensions.
+    """
+    if dim is None and site.name == "linalg_matrix_norm":
+        dim = (-2, -1)
+    dims = dims_of(input, dim)
+    vector = site.name == "linalg_vector_norm" or len(dims) == 1
+    if site.zero(input) and (ord in (None, "fro") or (vector and ord in (1, 2))):
+        return sum_zeros(site, input, dims)
+    return reduce(site, input, dims, "a norm runs over it")
+
+
+@rule("linalg_vecdot")
+def vecdot(site: Site, x: Labels, y: Labels, dim: int = -1, **kwargs: Any) -> Any:
+    """A sum of products over one dimension: a side that is zero there is enough."""
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    dim = int(dim) % len(shape) - len(shape)
+    zero = any(v.ndim >= -dim and v.along(dim) is not None and site.zero(v) for v in (x, y))
+    both = site.broadcast([x, y], shape)
+    return (
+        sum_zeros(site, both, dims_of(both, dim))
+        if zero
+        else reduce(site, both, dims_of(both, dim), "vecdot runs over it")
+    )
+
+
+@rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+def distance(site: Site, input: Labels, target: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Of two values element by element, their mean, or their sum; ATen's own functions say 0, 1 and 2."""
+    if any(labels_in((args, kwargs))):  # weights
+        return site.unknown(input, target, args, kwargs)
+    own = args[0] if args and type(args[0]) is int else "mean"
+    told = kwargs.get("reduction", next((a for a in args if isinstance(a, str)), own))
+    zero = site.zero(input) and site.zero(target) and input.shape == target.shape
+    both = site.broadcast([input, target], np.broadcast_shapes(input.shape, target.shape))
+    if told in ("none", 0):
+        return both
+    if told in ("sum", 2) and zero:
+        return sum_zeros(site, both, range(both.ndim))
+    return reduce(site, both, range(both.ndim), f"{site.name} runs over it")
+
+
+@rule("cross", "linalg_cross")
+def cross(site: Site, input: Labels, other: Labels, dim: int | None = None, **kwargs: Any) -> Any:
+    """Products of vectors that lie along one dimension of size 3, which torch.cross seeks if it is not told."""
+    if dim is None and site.name == "cross":
+        return site.unknown(input, other)
+    dim = -1 if dim is None else dim
+    return site.broadcast([site.hold(v, (dim,), "it holds vectors") for v in (input, other)], site.shape)
+
+
+@rule("quantile", "nanquantile")
+def quantile(site: Site, input: Labels, q: Any, dim: int | None = None, *args: Any, **kwargs: Any) -> Any:
+    """Along one dimension; several quantiles at once are not followed."""
+    if isinstance(q, Labels) and q.ndim:
+        return site.unknown(input, q)
+    return reduce(site, input, dims_of(input, dim), f"{site.name} runs over it")
 
 
 @rule("cosine_similarity")

@@ -21,13 +21,14 @@ Values = Mapping[Node, Any]
 
 # f(0, ...) = 0 whenever the first operand is zero, whatever the others are.
 _KEEP = frozenset(
-    """permute transpose t T mT H mH adjoint swapaxes swapdims movedim moveaxis unsqueeze squeeze flip fliplr flipud
+    """permute transpose t T mT H mH adjoint movedim unsqueeze squeeze flip fliplr flipud
     roll narrow tensor_split unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split repeat tile
     repeat_interleave expand broadcast_to expand_as view reshape _unsafe_view flatten ravel view_as reshape_as
     unflatten getitem index_select gather take_along_dim item clone contiguous detach to as_tensor asarray float
     double half bfloat16 type type_as data cpu cuda sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-    linalg_vector_norm zeros_like grid_sampler max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    linalg_vector_norm linalg_norm linalg_matrix_norm zeros_like grid_sampler
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
@@ -125,20 +126,20 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op == "prelu":  # zero, whatever the slopes
         return zero(inputs[0])
     padded = op in _PADS and _argument(node, _PADS[op], "value")
-    if op in ("cat", "concat", "concatenate", "stack", "pad_sequence"):
+    if op in ("cat", "stack", "pad_sequence"):
         return all(zero(n) for n in inputs if _labelled(n, values)) and not padded
     if op in ("max", "min", "maximum", "minimum", "complex"):
         return _all_zero(inputs, values, zero)
-    if op in ("div", "true_divide", "divide") and len(inputs) == 2:
+    if op == "div" and len(inputs) == 2:
         return zero(inputs[0]) and inputs[0] is node.args[0] and not _labelled(_unexpanded(inputs[1]), values)
-    if op in ("mul", "multiply"):
+    if op == "mul":
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
-    if op in _ADDED:
-        added = _argument(node, 3, "src" if op == "scatter_add" else "source")
-        return isinstance(added, Node) and _all_zero([node.args[0], added], values, zero)
+    if op in _WRITTEN:
+        written = _argument(node, 3, "src" if op.startswith("scatter") else "source")
+        return isinstance(written, Node) and _all_zero([node.args[0], written], values, zero)
     if op in _KEEP:
         return zero(inputs[0]) and not padded
     return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
@@ -182,7 +183,7 @@ _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
 _ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
-_ADDED = frozenset({"index_add", "index_copy", "scatter_add"})
+_WRITTEN = frozenset({"index_add", "index_copy", "index_reduce", "scatter", "scatter_add", "scatter_reduce"})
 # Where the number is that they pad with.
 _PADS = {"pad": 3, "constant_pad_nd": 2, "_pad_packed_sequence": 3, "pad_sequence": 2}
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
