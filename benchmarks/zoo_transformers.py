@@ -48,6 +48,22 @@ def _both(batch: int) -> dict[str, Any]:
     return {**_text(batch), **_pixels(batch)}
 
 
+def _looking(batch: int, **inputs: Any) -> dict[str, Any]:
+    """Text in which four tokens stand for what is seen."""
+    ids = torch.cat([torch.full((batch, 4), WORDS - 1), _ids(batch)], 1)
+    return {"input_ids": ids, "use_cache": False, **inputs}
+
+
+def _looking_at(batch: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    return _looking(batch, pixel_values=torch.randn(batch, *shape))
+
+
+def _looking_at_patches(batch: int) -> dict[str, Any]:
+    patches, grid = torch.randn(16 * batch, 3 * 2 * 4 * 4), torch.tensor([[1, 4, 4]] * batch)
+    given = _looking(batch, pixel_values=patches, image_grid_thw=grid)
+    return {**given, "mm_token_type_ids": (given["input_ids"] == WORDS - 1).long()}
+
+
 # The sizes that most configurations share.
 ENCODER = {
     "vocab_size": WORDS,
@@ -63,6 +79,9 @@ SEQ2SEQ = {"vocab_size": WORDS, "d_model": 48, "encoder_layers": 2, "decoder_lay
 VISION = {"image_size": 64, "patch_size": 16, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "intermediate_size": 96}  # fmt: skip
 NO_VOCABULARY = {k: v for k, v in ENCODER.items() if k != "vocab_size"}
+SEER = {"image_size": 16, "patch_size": 8, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4}  # fmt: skip
+SPOKEN = {"model_type": "llama", **GATED}
 MOE = {
     **GATED,
     "experts_implementation": "eager",
@@ -191,6 +210,20 @@ MODELS: tuple[tuple[str, str, dict[str, Any], Inputs], ...] = (
      "max_position_embeddings": 64}, _both),
     ("GroupViTModel", "GroupViTConfig", {"text_config": TEXT_TOWER, "vision_config": {**VISION, "depths": [1, 1, 1],
      "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 4]}, "projection_dim": 32, "projection_intermediate_dim": 64}, _both),
+    ("LlavaForConditionalGeneration", "LlavaConfig", {"vision_config": {"model_type": "clip_vision_model", **SEER},
+     "text_config": SPOKEN, "image_token_index": WORDS - 1, "vision_feature_layer": -1}, partial(_looking_at, shape=(3, 16, 16))),
+    ("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {"vision_config": {"model_type": "siglip_vision_model", **SEER,
+     "vision_use_head": False}, "text_config": {**SPOKEN, "model_type": "gemma"}, "image_token_index": WORDS - 1,
+     "projection_dim": 48, "hidden_size": 48}, partial(_looking_at, shape=(3, 16, 16))),
+    ("Idefics3ForConditionalGeneration", "Idefics3Config", {"vision_config": {**SEER, "patch_size": 4}, "text_config": SPOKEN,
+     "image_token_id": WORDS - 1, "scale_factor": 2}, partial(_looking_at, shape=(1, 3, 16, 16))),
+    ("InternVLForConditionalGeneration", "InternVLConfig", {"vision_config": {**SEER, "image_size": [16, 16], "patch_size": [4, 4]},
+     "text_config": {**SPOKEN, "model_type": "qwen2"}, "image_token_id": WORDS - 1, "downsample_ratio": 0.5},
+     partial(_looking_at, shape=(3, 16, 16))),
+    ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {"text_config": {**SPOKEN, "model_type": "qwen2_vl_text",
+     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}},
+     "vision_config": {"depth": 2, "embed_dim": 48, "hidden_size": 48, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4},
+     "image_token_id": WORDS - 1}, _looking_at_patches),
     ("TimeSeriesTransformerModel", "TimeSeriesTransformerConfig", {"prediction_length": 4, "context_length": 8, "d_model": 32,
      "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
      "decoder_ffn_dim": 64, "lags_sequence": [1, 2, 3], "num_time_features": 2},
@@ -226,7 +259,8 @@ class Logits(nn.Module):
 STATES = (
     "T5ForConditionalGeneration", "BartForConditionalGeneration", "MBartForConditionalGeneration", "MarianMTModel",
     "PegasusForConditionalGeneration", "BlenderbotForConditionalGeneration", "M2M100ForConditionalGeneration",
-    "WhisperForConditionalGeneration",
+    "WhisperForConditionalGeneration", "LlavaForConditionalGeneration", "PaliGemmaForConditionalGeneration",
+    "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration", "Qwen2VLForConditionalGeneration",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from .rules.folds import held_folds
 from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
+from .scalars import is_merely_asked
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
 from .trials import coupled_alike, removals, unequal_removals
 
@@ -127,7 +128,7 @@ class Space:
     def _guard_arguments(self, site: Site) -> None:
         """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
         node = site.node
-        if not node.meta.get("sizes"):
+        if not node.meta.get("sizes") or is_merely_asked(node):
             return
         if any(not isinstance(c, Requirement) and c.node is node for c in self.checks[-4:]):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from functools import cache
 from types import CodeType
 
@@ -26,6 +27,41 @@ def source_line() -> str:
             return ""
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def is_part_of_a_name(text: str, names: Collection[str]) -> bool:
+    """Whether a text is part of one of these names, or of what the code that is running could look up with it."""
+    return any(text in name for name in names) or any(text in word for word in _words_of_callers())
+
+
+def _words_of_callers() -> set[str]:
+    """The texts that the code which is running holds: its constants, and the keys of its dicts."""
+    found: set[str] = set()
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != _START:
+        if _owner(frame.f_code.co_filename) == "user":
+            found |= _constants(frame.f_code)
+            for held in (*frame.f_locals.values(), *frame.f_globals.values()):
+                if type(held) is dict:
+                    found.update(key for key in held if isinstance(key, str))
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
+
+
+@cache
+def _constants(code: CodeType) -> frozenset[str]:
+    """The texts among the constants of a function and of those inside, less those of several lines."""
+    found: set[str] = set()
+    stack = list(code.co_consts)
+    while stack:
+        constant = stack.pop()
+        if isinstance(constant, CodeType):
+            found |= _constants(constant)
+        elif isinstance(constant, tuple | frozenset):
+            stack += constant
+        elif isinstance(constant, str) and "\n" not in constant:
+            found.add(constant)
+    return frozenset(found)
 
 
 @cache

@@ -39,6 +39,16 @@ class Inventory:
         return {id(module): path for path, module in self.modules.items()}
 
     @cached_property
+    def words(self) -> set[str]:
+        """Every name that code may look up in a module: attributes, methods, and the keys of dicts."""
+        found: set[str] = set()
+        for module in self.modules.values():
+            found.update(vars(module))
+            found.update(*(d for d in vars(module).values() if isinstance(d, dict)))
+        methods = (dir(kind) for kind in {type(module) for module in self.modules.values()})
+        return {word for word in found.union(*methods).difference(dir(nn.Module)) if isinstance(word, str)}
+
+    @cached_property
     def _stored(self) -> list[tuple[str, str, Tensor]]:
         """Every place of a parameter or buffer: its name, what it is, and what is there."""
         found: list[tuple[str, str, Tensor]] = []

@@ -23,6 +23,11 @@ def widened(input: Tensor) -> Tensor:
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
+def _laid_out(input: Tensor) -> Tensor:
+    """The same, laid out in memory as PyTorch's norms over the last dimensions leave it: what follows may view it."""
+    return widened(input).contiguous()
+
+
 def _standardise(input: Tensor, dims: Sequence[int], count: int, missing: int, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) over `dims`, as if `missing` further elements, of `count` in all, were zero."""
     dims = list(dims)
@@ -61,7 +66,7 @@ def layer_norm(
     dims, count, width = _trailing(input, normalized_shape)
     if count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _affine(_standardise(widened(input), dims, count, count - width, eps).to(input.dtype), weight, bias)
+    return _affine(_standardise(_laid_out(input), dims, count, count - width, eps).to(input.dtype), weight, bias)
 
 
 def rms_norm(
@@ -73,7 +78,7 @@ def rms_norm(
     dims, count, width = _trailing(input, normalized_shape)
     if count == width:
         return F.rms_norm(input, normalized_shape, weight, eps)
-    wide = widened(input)
+    wide = _laid_out(input)
     eps = torch.finfo(wide.dtype).eps if eps is None else eps
     out = (wide * torch.rsqrt(wide.square().sum(dims, keepdim=True) / count + eps)).to(input.dtype)
     return out if weight is None else out * weight

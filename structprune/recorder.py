@@ -23,13 +23,14 @@ from torch.utils.hooks import RemovableHandle
 from .answers import answer
 from .blanks import in_blank, large_stand_in, stand_in, together
 from .counting import STATISTICS
-from .frames import caller, source_line
+from .frames import caller, is_part_of_a_name, source_line
 from .inventory import Inventory
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
+from .scalars import computed
 from .sizes import Guard, Size
-from .unseen import UNSEEN, foreign, opaque
+from .unseen import UNSEEN, foreign, is_set_to, opaque
 
 _TAG = "_structprune_node"
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
@@ -87,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self.program = Program(Graph())
         self.leaves = leaves
         self.names = parts.names
+        self.parts = parts
         self.registered = parts.registered  # the other tensors are mere attributes
         self.paths = parts.paths
         self.stack: list[str] = []
@@ -154,8 +156,19 @@ class Recorder(TorchFunctionMode):
         )  # fmt: skip
         if reads and not self.computing:
             raise ValuesNeeded
+        if (sizes or any("scalar" in n.meta for n in inputs)) and not (blank or known.inplace or kwargs):
+            self.count(node, args, out)
         self.bind(node, args[0] if known.name == "setitem" else out)
         return out
+
+    def count(self, node: Node, args: tuple[Any, ...], out: Any) -> None:
+        """An operation that sizes take part in, or counts that they took part in."""
+        origin = computed(node.meta["op"], args, self.node)
+        if origin is not None:
+            node.meta["scalar"] = origin
+        elif node.meta["reads"]:
+            for counted in (n.meta["scalar"] for n in node.all_input_nodes if "scalar" in n.meta):
+                self.report(counted, out)
 
     def record_into(
         self, known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -301,8 +314,8 @@ class Recorder(TorchFunctionMode):
         return answer(name, out, args[0], node, args, kwargs, self.report)
 
     def report(self, origin: Any, value: Any) -> None:
-        """Python looked at a size."""
-        if not self.inside:
+        """Python looked at a size; one in a text counts only if that may be a name that is looked up."""
+        if not self.inside and (not isinstance(value, str) or is_part_of_a_name(value, self.parts.words)):
             self.program.guards.append(Guard(origin, value, source_line()))
 
     def keep_positions(self, args: Any, kwargs: Any) -> None:
@@ -373,16 +386,6 @@ class Recorder(TorchFunctionMode):
         given = tuple(map(self.node, tensors_in(inputs)))
         node = self.add(opaque, name, given, {}, inplace=True, writes=True, reads=False)
         self.bind(node, tuple(t for t in tensors_in(output)))
-
-
-def is_set_to(tensor: Tensor, value: Tensor) -> bool:
-    """Whether two tensors are the same memory, seen in the same way."""
-    solid = tensor.layout == value.layout == torch.strided and not tensor.is_meta and tensor.dtype == value.dtype
-    return (
-        solid
-        and tensor.data_ptr() == value.data_ptr()
-        and (tensor.shape, tensor.stride()) == (value.shape, value.stride())
-    )
 
 
 def _hook(name: str) -> RemovableHandle | None:

@@ -188,7 +188,14 @@ for _name in ("bit_length", "bit_count", "as_integer_ratio", "to_bytes"):
     setattr(Size, _name, lambda self, *args, _method=_method: _observe(_method, self, *args))
 # A number put into a text may be part of a name that is looked up; whole shapes (`repr`) are only ever shown.
 Size.__repr__ = int.__repr__  # type: ignore[method-assign, assignment]
-Size.__format__ = lambda self, spec: format(_observe(int, self), spec)  # type: ignore[method-assign]
+
+
+def _shown(self: Size, spec: str) -> str:
+    _observe(str, self)
+    return format(int.__int__(self), spec)
+
+
+Size.__format__ = _shown  # type: ignore[method-assign, assignment]
 for _name in ("pos", "trunc", "floor", "ceil", "round"):
     setattr(Size, f"__{_name}__", lambda self, digits=None: self)
 Size.conjugate = lambda self: self  # type: ignore[method-assign]

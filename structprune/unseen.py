@@ -33,6 +33,16 @@ def foreign(tensor: Tensor) -> bool:
     return in_memory(tensor) and not tensor.untyped_storage().resizable()
 
 
+def is_set_to(tensor: Tensor, value: Tensor) -> bool:
+    """Whether two tensors are the same memory, seen in the same way."""
+    solid = tensor.layout == value.layout == torch.strided and not tensor.is_meta and tensor.dtype == value.dtype
+    return (
+        solid
+        and tensor.data_ptr() == value.data_ptr()
+        and (tensor.shape, tensor.stride()) == (value.shape, value.stride())
+    )
+
+
 @contextmanager
 def seen_scripts(report: Callable[[Any, Any, Any], None]) -> Iterator[None]:
     """Calls of scripted functions go past every Python-level mode, so they are caught at their own door."""

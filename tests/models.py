@@ -2533,3 +2533,77 @@ def _no_grad_forward(m: Any, x: Tensor) -> Tensor:
 
 
 case("a forward without gradients", [8], _no_grad_forward, a=conv(3, 8), out=conv(8, 4))
+
+
+def _filled(h: Tensor, place: Tensor, rows: Tensor) -> Tensor:
+    h = h.clone()
+    h[place] = rows
+    return h
+
+
+def _checked(h: Tensor, place: Tensor, rows: Tensor) -> Tensor:
+    if place.sum() * h.shape[-1] != rows.numel():
+        raise ValueError(f"{rows.shape[0]} rows of {rows.shape[1]}")
+    if not torch.all(place.sum() + 1 > rows.shape[0]) or int(place.sum()) < 1:
+        raise ValueError
+    return h.masked_scatter(place[..., None], rows)
+
+
+def _odd(ids: Tensor) -> Tensor:
+    """Two places in every row, whatever is there."""
+    return (torch.arange(5) % 2 == 1).expand(len(ids), -1)
+
+
+SEEN = (torch.tensor([[1, 3, 3, 4, 0], [3, 2, 3, 2, 1]]), image(2, 2, 6))
+for name, units, merged in [
+    ("masked_scatter", [8], lambda h, place, rows: h.masked_scatter(place[..., None], rows)),
+    ("masked_scatter, expanded", [8], lambda h, place, rows: h.masked_scatter(place[..., None].expand_as(h), rows)),
+    ("masked_scatter, in place", [8], lambda h, place, rows: h.clone().masked_scatter_(place[..., None], rows)),
+    ("masked_scatter, by channels", [], lambda h, place, rows: h.masked_scatter(h > 1, h.flatten(0, 1)) + rows.sum(0)),
+    ("setitem", [8], _filled),
+    ("setitem, positions", [8], lambda h, place, rows: _filled(h, torch.tensor([[1], [0]]), rows[:1, None])),
+    ("setitem, between", [8], lambda h, place, rows: _filled(h, (slice(None), torch.tensor([4, 0])), rows[:2])),
+    ("setitem, a number", [8], lambda h, place, rows: _filled(h, place, 0.5) + rows.sum(0)),
+    ("setitem, by channels", [], lambda h, place, rows: _filled(h, h > 1, 0.5) + rows.sum(0)),
+    ("setitem, positions and a number", [], lambda h, place, rows: _filled(h, (torch.tensor([1, 0]), 2), rows[:2])),
+    ("after a check", [8], _checked),
+    ("a count that is a value", [], lambda h, place, rows: h * (place.sum() * h.shape[-1]) + rows.sum(0)),
+]:
+    case(
+        f"rows where a mask says so: {name}",
+        units,
+        lambda m, ids, picture: m.out(m.merge(m.e(ids), _odd(ids), m.p(picture).flatten(0, 1))),
+        SEEN,
+        {} if units else {"e.weight[1]": ""},
+        e=nn.Embedding(10, 8),
+        p=nn.Linear(6, 8),
+        out=nn.Linear(8, 4),
+        merge=merged,
+    )
+
+
+def _shown(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x)
+    if not f"{h.shape[1]} channels":
+        raise ValueError
+    return m.out(h)
+
+
+case("a message with the number of channels", [8], _shown, a=conv(3, 8), out=conv(8, 4))
+case(
+    "a module found by the number of channels",
+    [],
+    lambda m, x: m.out(m.norms[f"of {(h := m.a(x)).shape[1]}"](h)),
+    kept={"a.weight[0]": "Python looks at its size"},
+    a=conv(3, 8),
+    norms=nn.ModuleDict({"of 8": nn.BatchNorm2d(8)}),
+    out=conv(8, 4),
+)
+case(
+    "a view behind a layer norm of what was transposed",
+    [8],
+    lambda m, x: m.out(m.n(m.a(x).flatten(2).mT).view(2, -1)),
+    a=conv(3, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(512, 4),
+)

@@ -535,6 +535,15 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h.index_fill(1, torch.tensor([1, 3]), 2.0),
         lambda h, m, x: h.index_fill(3, torch.tensor([0]), 2.0).sum(1),
     ),
+    "masked_scatter": use(
+        8,
+        lambda h, m, x: h.mT.transpose(1, 3).masked_scatter(x[:, 0, :, :, None] > 0, m.b(x).permute(0, 2, 3, 1)).sum(3),
+    )
+    + use(
+        0,
+        lambda h, m, x: h.masked_scatter(x[:, :1] > 0, m.b(x)),
+        lambda h, m, x: h.masked_scatter(m.b(x) > 0, m.b(x)),
+    ),
     "slice_scatter": use(8, lambda h, m, x: h.slice_scatter(m.b(x)[..., 1:3], -1, 0, 2))
     + use(0, lambda h, m, x: h.slice_scatter(m.b(x)[:, 1:3], 1, 0, 2)),
     "select_scatter": use(8, lambda h, m, x: torch.select_scatter(h, m.b(x).sum(2), 2, 1))

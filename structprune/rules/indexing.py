@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..labels import Labels
+from ..nodes import Node
 from ..sizes import AttributeOf, Size
 from .checks import Requirement, View
 from .movement import demand_numbers, move
@@ -57,9 +58,8 @@ def _understood(entry: Any) -> bool:
 def getitem(site: Site, input: Labels, index: Any) -> Any:
     """x[:, 2:8], x[..., 0], x[mask], x[:, positions]"""
     several = isinstance(index, tuple)
-    nested = isinstance(index, list) and any(not isinstance(e, int) for e in index)  # a tuple to some
     given = [_written(e) for e in (index if several else (index,))]
-    if nested or not site.has_shape or not all(map(_understood, given)):
+    if _nested(index) or not site.has_shape or not all(map(_understood, given)):
         return site.unknown(input, index)
     nodes: Any = site.node.args[1] if several else site.node.args[1:]
     masks = {id(e): e.ndim for e, node in zip(given, nodes, strict=True) if _is_mask(e, node)}
@@ -115,22 +115,89 @@ def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
 def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> Labels:
     """What is written and what it is written into keep their sizes, except along dimensions that are written whole."""
     why = f"it is written into by position ({site.name})"
-    given = [_written(e) for e in (index if isinstance(index, tuple) else (index,))]
-    if site.name != "setitem" or not all(_understood(e) and not isinstance(e, Labels | np.ndarray) for e in given):
+    several = isinstance(index, tuple)
+    given = [_written(e) for e in (index if several else (index,))]
+    nodes: Any = site.node.args[1] if several else site.node.args[1:2]
+    masks = {id(e): e.ndim for e, node in zip(given, nodes, strict=True) if _is_mask(e, node)}
+    if site.name != "setitem" or _nested(index) or 0 in masks.values() or not _writable(given):
         site.freeze(why, index, value, input)
         return Labels(site.shape)
-    entries = expand_index(tuple(given), input.ndim, [1 for e in given if e is not None and e is not Ellipsis])
-    parts = [dims[0] for e, dims in entries if isinstance(e, int) or (isinstance(e, slice) and e != slice(None))]
-    input = site.hold(input, parts, why)
-    region = np.broadcast_to(np.zeros((), bool), input.shape)[tuple(given)].shape
-    taken = tuple(0 if isinstance(e, int) else slice(None) if isinstance(e, slice) else e for e in given)
-    met = [Labels(region, tuple(c[taken] for c in input.coordinates))]
+    site.freeze("it holds positions", index)
+    used = [masks.get(id(e), 1) for e in given if e is not None and e is not Ellipsis]
+    entries = expand_index(tuple(given), input.ndim, used)
+    input = site.hold(input, [d for e, dims in entries if not _is_whole(e) for d in dims], why)
+    region = [n for e, dims in entries for n in _region(e, [input.shape[d] for d in dims], id(e) in masks)]
+    taken = tuple(part for e, dims in entries for part in _taken(e, len(dims), id(e) in masks))
+    met = [Labels(tuple(region), tuple(c[taken] for c in input.coordinates))]
     for written in labels_in(value):  # it may have more dimensions, of size 1
         extra = max(written.ndim - len(region), 0)
-        met.append(Labels(written.shape[extra:], tuple(c.reshape(c.shape[extra:]) for c in written.coordinates)))
+        plain = Labels(written.shape[extra:], tuple(c.reshape(c.shape[extra:]) for c in written.coordinates))
+        chosen = [d for d in range(-plain.ndim, 0) if region[d] == 1]  # as many as there are positions
+        met.append(site.hold(plain, chosen, why))
         site.alias(written, met[-1])
-    site.broadcast(met, region)
+    site.broadcast(met, np.broadcast_shapes(*(labels.shape for labels in met)))
     return Labels(site.shape, input.coordinates)
+
+
+def _nested(index: Any) -> bool:
+    """Whether this is a list that some take for a tuple."""
+    return isinstance(index, list) and any(not isinstance(e, int) for e in index)
+
+
+def _writable(given: Sequence[Any]) -> bool:
+    """Whether these are slices and numbers, or slices and one tensor."""
+    tensors = [e for e in given if isinstance(e, Labels | np.ndarray)]
+    alone = len(tensors) == 1 and not any(isinstance(e, int) for e in given)
+    return all(map(_understood, given)) and (not tensors or alone)
+
+
+def _is_whole(entry: Any) -> bool:
+    return entry is None or entry is Ellipsis or (isinstance(entry, slice) and entry == slice(None))
+
+
+def _region(entry: Any, sizes: Sequence[int], mask: bool) -> Sequence[int]:
+    """The sizes of what an entry selects; 1 for positions, however many there are."""
+    if isinstance(entry, slice):
+        return [len(range(*entry.indices(sizes[0])))]
+    if isinstance(entry, Labels | np.ndarray):
+        return [1] * (1 if mask else entry.ndim)
+    return sizes if entry is Ellipsis else [] if isinstance(entry, int) else [1]
+
+
+def _taken(entry: Any, width: int, mask: bool) -> Sequence[Any]:
+    """The same of labels, which are constant along whatever is not selected whole."""
+    if entry is Ellipsis or isinstance(entry, slice):
+        return [slice(None)] * width
+    if isinstance(entry, Labels | np.ndarray):
+        dims = 1 if mask else entry.ndim
+        return [slice(None) if dims else 0, *[0] * (width - 1), *[None] * (dims - 1)]
+    return [0] if isinstance(entry, int) else [None]
+
+
+@rule("masked_scatter")
+def masked_scatter(site: Site, input: Labels, mask: Labels, source: Labels) -> Labels:
+    """Elements of a source in order, where a mask says so: rows, if it is the same all along the last dimension."""
+    rows = input.shape[-1:] == source.shape[-1:] and _alike_along_last(site.node_of(mask))
+    if not rows or input.shape != site.shape:
+        return site.unknown(input, mask, source)
+    why = "it is written into by position (masked_scatter)"
+    values = [site.hold(v, range(v.ndim - 1), why) for v in (input, mask, source)]
+    together = site.broadcast(
+        [Labels(v.shape[-1:], tuple(c.reshape(-1) for c in v.coordinates)) for v in values], input.shape[-1:]
+    )
+    return Labels(site.shape, tuple(c.reshape([1] * (input.ndim - 1) + [-1]) for c in together.coordinates))
+
+
+def _alike_along_last(node: Node | None) -> bool:
+    """Whether all values along the last dimension are one and the same."""
+    while node is not None and node.meta["shape"][-1:] != (1,):
+        if node.meta["op"] not in _SPREADING:
+            return False
+        node = node.all_input_nodes[0]
+    return node is not None
+
+
+_SPREADING = frozenset({"expand", "expand_as", "broadcast_to", "to", "bool", "contiguous", "clone", "type"})
 
 
 @rule("index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce")

@@ -138,7 +138,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
         return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
     if op in _WRITTEN:
-        written = _argument(node, 3, "src" if op.startswith("scatter") else "source")
+        written = _argument(node, *_WRITTEN[op])
         return isinstance(written, Node) and _all_zero([node.args[0], written], values, zero)
     if op in _KEEP:
         return zero(inputs[0]) and not padded
@@ -183,7 +183,12 @@ _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
 _ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
-_WRITTEN = frozenset({"index_add", "index_copy", "index_reduce", "scatter", "scatter_add", "scatter_reduce"})
+# Where what is written is found.
+_WRITTEN = {
+    "masked_scatter": (2, "source"),
+    **dict.fromkeys(("index_add", "index_copy", "index_reduce"), (3, "source")),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), (3, "src")),
+}
 # Where the number is that they pad with.
 _PADS = {"pad": 3, "constant_pad_nd": 2, "_pad_packed_sequence": 3, "pad_sequence": 2}
 _NORM_WEIGHTS = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3, "instance_norm": 3}
