@@ -85,12 +85,8 @@ def vecdot(site: Site, x: Labels, y: Labels, dim: int = -1, **kwargs: Any) -> An
     shape = np.broadcast_shapes(x.shape, y.shape)
     dim = int(dim) % len(shape) - len(shape)
     zero = any(v.ndim >= -dim and v.along(dim) is not None and site.zero(v) for v in (x, y))
-    both = site.broadcast([x, y], shape)
-    return (
-        sum_zeros(site, both, dims_of(both, dim))
-        if zero
-        else reduce(site, both, dims_of(both, dim), "vecdot runs over it")
-    )
+    both, dims = site.broadcast([x, y], shape), [dim % len(shape)]
+    return sum_zeros(site, both, dims) if zero else reduce(site, both, dims, "vecdot runs over it")
 
 
 @rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
