@@ -1,6 +1,6 @@
 """How does the time of pruning grow with the depth and the width of a model, and with the images that it is shown?
 
-    python -m benchmarks.growth [--only '*depth'] [--redo] [--runs 3] [--timeout 20] [--limit 1000]
+    python -m benchmarks.growth [--only '*depth'] [--redo] [--runs 15] [--timeout 20] [--limit 1000]
 
 *ResNet depth*: a residual network for small images, three stages of 16, 32 and 64 channels, 20 to 998 layers. *Transformer
 depth*: torchvision's VisionTransformer, width 64, 2 to 96 blocks. *ResNet width*: the network of 20 layers, 16 to 256 channels in
@@ -8,7 +8,7 @@ the first stage; its parameters grow with the square of that. *Batch*: torchvisi
 given 1 to 256 images as an example. Ours is `analyze`, `plan` and `apply`; theirs is
 Torch-Pruning's `MagnitudePruner` and its `step()`, on a fresh copy. Both remove half by the L1 norm, on one
 thread, take turns in one process, and have a limit of twenty seconds for each run; medians without the first turn are
-compared, of three turns, or of two where three do not begin in twenty seconds. A side that was too slow once is not
+compared, of fifteen turns, or as many, two at least, as begin in twenty seconds. A side that was too slow once is not
 asked for larger models. The slope is that of the logarithm of the time by that of the
 size: 1 is linear. It is fitted over all points, and given as well from the last point but one to the last, where growth shows most.
 """
@@ -194,7 +194,7 @@ def plot(rows: Mapping[str, Row]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     taken = parser(__doc__)
-    taken.add_argument("--runs", type=int, default=3, help="measured runs of each side")
+    taken.add_argument("--runs", type=int, default=15, help="measured runs of each side")
     taken.add_argument("--timeout", type=float, default=TURNS, help="seconds for one run of one side")
     taken.add_argument("--limit", type=int, default=1000, help="the largest size")
     options = taken.parse_args(arguments)

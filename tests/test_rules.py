@@ -581,6 +581,9 @@ USES: dict[str, list[Use]] = {
         name: use(8, lambda h, m, x, name=name: getattr(F, name)(h)) for name in ("hardswish", "tanhshrink", "softsign")
     },
     "log_sigmoid": use(8, lambda h, m, x: F.logsigmoid(h)),
+    "isclose": use(8, lambda h, m, x: torch.where(torch.isclose(h, m.b(x)), h, m.b(x))),
+    "fake_quantize_per_tensor_affine": use(8, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, -9, 9))
+    + use(0, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 9).sum(1)),
     "floor_divide": use(
         8,
         lambda h, m, x: h + h.detach() // 0.25,
@@ -780,7 +783,9 @@ USES: dict[str, list[Use]] = {
     "grid_sampler": use(8, lambda h, m, x: torch.grid_sampler(h, x[:, :2].permute(0, 2, 3, 1), 0, 0, False)),
     "grid_sampler_2d": use(8, lambda h, m, x: aten.grid_sampler_2d(h, x[:, :2].permute(0, 2, 3, 1), 0, 0, False)),
     "affine_grid": use(
-        8, lambda h, m, x: h + F.affine_grid(x[:, :2, 0, :3], [2, 1, 4, 4], align_corners=False)[:, None, ..., 0]
+        8,
+        lambda h, m, x: h + F.affine_grid(x[:, :2, 0, :3], [2, 1, 4, 4], align_corners=False)[:, None, ..., 0],
+        lambda h, m, x: F.grid_sample(h, F.affine_grid(x[:, :2, 0, :3], h.shape, False), align_corners=False),
     ),
     "affine_grid_generator": use(
         8, lambda h, m, x: h + torch.affine_grid_generator(x[:, :2, 0, :3], [2, 1, 4, 4], False)[:, None, ..., 0]

@@ -163,8 +163,9 @@ def channel_shuffle(site: Site, input: Labels, groups: int) -> Labels:
 
 @rule("affine_grid", "affine_grid_generator")
 def affine_grid(site: Site, theta: Labels, size: Any, *args: Any, **kwargs: Any) -> Labels:
-    """Two or three rows of a matrix: nothing to remove."""
+    """Two or three rows of a matrix: nothing to remove. How many channels will be sampled does not matter."""
     site.freeze("it holds affine matrices", *labels_in(theta))
+    site.followed.add(id(size[1]))
     return Labels(site.shape)
 
 
