@@ -37,7 +37,7 @@ def products(node: Node) -> list[list[Dim]]:
         return [dims(node) + dims(operands[1])[1:]]
     if op in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
         return [dims(operands[0]) + dims(operands[1])[1:]]
-    if op in ("matmul", "bmm", "mm", "addmm", "baddbmm"):
+    if op in ("matmul", "bmm", "mm", "grouped_mm", "addmm", "baddbmm"):
         left = operands[-2] if op in ("addmm", "baddbmm") else operands[0]
         return [dims(node) + dims(left)[-1:]]
     if op == "scaled_dot_product_attention":

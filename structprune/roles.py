@@ -12,7 +12,7 @@ from .rules import RULES
 
 CONTRACTIONS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d bilinear matmul mm bmm addmm
-    baddbmm einsum""".split()
+    baddbmm grouped_mm einsum""".split()
 )
 
 

@@ -56,9 +56,20 @@ class _Comparable(TorchFunctionMode):
         if self.exact:
             if name == "float" and args and isinstance(args[0], Tensor):
                 return args[0].double()
+            if name == "grouped_mm" and (args[0].ndim, args[1].ndim) == (2, 3) and kwargs.get("bias") is None:
+                return _grouped_product(*args, **kwargs)
             args = tuple(_WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
             kwargs = {k: _WIDER.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
         return function(*args, **kwargs)
+
+
+def _grouped_product(a: Tensor, b: Tensor, *, offs: Tensor, **options: Any) -> Tensor:
+    """[S, K] x [E, K, N] -> [S, N], which PyTorch does not have in float64."""
+    out, start = a.new_zeros(a.shape[0], b.shape[2]), 0
+    for expert, end in zip(b, offs.tolist(), strict=True):
+        out[start:end] = a[start:end] @ expert
+        start = end
+    return out
 
 
 @torch.no_grad()

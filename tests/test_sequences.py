@@ -950,3 +950,41 @@ class StandardisedAndNormed(nn.Module):
 def test_batch_norms_of_two_ranks_in_one_module() -> None:
     model = nn.Sequential(nn.Conv1d(3, 8, 1, bias=False), StandardisedAndNormed(), nn.Conv1d(8, 3, 1))
     assert_exact_or_nothing(randomise(model.double(), 0), torch.randn(4, 3, 6, dtype=torch.float64))
+
+
+class GroupedExperts(nn.Module):
+    """Experts whose weights are one tensor, for tokens that were sorted by expert."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.inp, self.gate, self.head = nn.Linear(16, 32), nn.Linear(32, count), nn.Linear(32, 5)
+        self.up, self.down = nn.Parameter(torch.randn(count, 48, 32)), nn.Parameter(torch.randn(count, 32, 48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        tokens = h.reshape(-1, h.shape[-1])
+        chosen = self.gate(tokens).argmax(-1)
+        order = chosen.argsort(stable=True)
+        ends = torch.bincount(chosen, minlength=len(self.up)).cumsum(0).to(torch.int32)
+        inner = F.grouped_mm(tokens[order], self.up.transpose(1, 2), offs=ends).relu()
+        found = F.grouped_mm(inner, self.down.mT, offs=ends)
+        return self.head(h + found[order.argsort()].view(h.shape))  # type: ignore[no-any-return]
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this PyTorch has no grouped_mm on CPUs")
+def test_grouped_experts() -> None:
+    """PyTorch multiplies by group in float32 and less alone, and it is compared in float64 all the same."""
+    words = torch.randn(2, 30, 16)
+    model = randomise(GroupedExperts(), 0)
+    result = sp.prune(model, words, ratio=0.5)
+    check, small = result.report.verification, result.model
+    assert check is not None
+    assert check.ok
+    assert check.max_rel_error < 1e-12
+    assert small.inp.out_features == 16
+    assert (small.up.shape, small.down.shape) == ((4, 24, 16), (4, 16, 24))
+    masked = sp.mask(result.plan, model)
+    torch.testing.assert_close(small(words), masked(words), rtol=1e-4, atol=1e-4)
+    before, after = sp.cost.macs(sp.analyze(model, words)), sp.cost.macs(sp.analyze(small, words))
+    assert before == 60 * (16 * 32 + 32 * 4 + 2 * 32 * 48 + 32 * 5)
+    assert after == 60 * (16 * 16 + 16 * 4 + 2 * 16 * 24 + 16 * 5)

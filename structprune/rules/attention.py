@@ -10,7 +10,7 @@ import numpy as np
 
 from ..labels import IntArray, Labels, varying
 from ..shapes import einsum_terms
-from .site import Site, rule
+from .site import Site, labels_in, rule
 
 
 def sum_over(site: Site, a: Labels, dim: int, b: Labels, other_dim: int) -> tuple[Labels, Labels]:
@@ -75,6 +75,17 @@ def addmm(site: Site, input: Labels, a: Labels, b: Labels, **factors: Any) -> La
     """beta * input + alpha * (a x b)"""
     site.freeze("it is a factor", factors)
     return site.broadcast([input, _product(site, a, b, a, b)], site.shape)
+
+
+@rule("grouped_mm")
+def grouped_product(site: Site, a: Labels, b: Labels, *, offs: Any = None, **kwargs: Any) -> Any:
+    """[S, K] x [E, K, N] -> [S, N]: so many rows in a row for each of E experts, up to those that `offs` names."""
+    if (a.ndim, b.ndim) != (2, 3) or any(labels_in(kwargs)):
+        return site.unknown(a, b, offs, kwargs)
+    site.freeze("it counts the rows of experts", offs)
+    a, b = (site.held(v, (0,), "rows are shared out among experts") for v in (a, b))
+    site.produce(b.along(2))
+    return _summed(site, [a, b], ["sk", "ekn"], "sn")
 
 
 @rule("einsum")

@@ -115,7 +115,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in _NORM_WEIGHTS:
         spread = any(varying(c) != (1,) for c in values[node].coordinates)  # over what goes, 0 becomes -mean
         return not (spread and op == "batch_norm") and _normed(node, zero)
-    if op in ("matmul", "bmm", "mm"):
+    if op in ("matmul", "bmm", "mm", "grouped_mm"):
         return _product(inputs, values, zero)
     if op in ("addmm", "baddbmm"):
         three = len(inputs) == 3 and not _spread(inputs[0], [node], values)
