@@ -988,3 +988,6 @@ def test_grouped_experts() -> None:
     before, after = sp.cost.macs(sp.analyze(model, words)), sp.cost.macs(sp.analyze(small, words))
     assert before == 60 * (16 * 32 + 32 * 4 + 2 * 32 * 48 + 32 * 5)
     assert after == 60 * (16 * 16 + 16 * 4 + 2 * 16 * 24 + 16 * 5)
+    data = [torch.randn(2, 30, 16) for _ in range(2)]
+    for criterion in (sp.importance.Wanda(data), sp.importance.FLAP(data)):
+        assert len(sp.plan(sp.analyze(model, words), criterion, ratio=0.5).kept["up"][1]) == 24

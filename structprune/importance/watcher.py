@@ -53,7 +53,7 @@ def _transposed(given: Given, out: Any) -> Iterator[Contact]:
 
 
 def _product(given: Given, out: Any) -> Iterator[Contact]:
-    """[..., K] x [..., K, O] -> [..., O], either of them a weight."""
+    """[..., K] x [..., K, O] -> [..., O], either of them a weight, or rows shared out among the weights of experts."""
     left, right = given["left"], given["right"]
     inner = -2 if right.ndim > 1 else -1
     yield Contact(right, inner, left, -1, "read")
@@ -106,13 +106,14 @@ _RULES: dict[str, tuple[tuple[str, ...], Callable[[Given, Any], Iterator[Contact
     "linear": (("input", "weight"), _linear),
     **{f"conv{n}d": (_CONV, _convolution) for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": (_CONV, _transposed) for n in (1, 2, 3)},
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv"), (("left", "right"), _product)),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "grouped_mm"), (("left", "right"), _product)),
     **dict.fromkeys(("addmm", "baddbmm"), (("bias", "left", "right"), _product)),
     "bilinear": (("input1", "input2", "weight"), _bilinear),
     "embedding": (("weight", "indices"), _embedding),
 }
 _SPELLED = {  # keywords that PyTorch gives the operands of products
     "other": "right", "mat2": "right", "vec": "right", "batch2": "right", "mat1": "left", "batch1": "left",
+    "mat_a": "left", "mat_b": "right",
 }  # fmt: skip
 
 
