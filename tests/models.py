@@ -2607,3 +2607,21 @@ case(
     n=nn.LayerNorm(8),
     out=nn.Linear(512, 4),
 )
+
+
+def _split(m: Any, h: Tensor) -> Tensor:
+    inner, states = h.split([m.width, m.groups * m.states], 1)
+    return m.out(inner) + m.other(states)  # type: ignore[no-any-return]
+
+
+case(
+    "a split by a product of attributes",
+    [8, 4],
+    lambda m, x: _split(m, m.a(x)),
+    a=conv(3, 12),
+    width=8,
+    groups=1,
+    states=4,
+    out=conv(8, 4),
+    other=conv(4, 4),
+)

@@ -181,7 +181,7 @@ def _solved(size: Size) -> tuple[Size | None, Callable[[int, int], int], int]:
     attribute: Any
     if isinstance(size.origin, Computed) and size.origin.function in _INVERSES:
         attribute, other = size.origin.operands
-        if size.origin.function in _SYMMETRIC and not _is_attribute(attribute):
+        if size.origin.function in _SYMMETRIC and not (_is_attribute(attribute) and int.__int__(attribute) > 1):
             attribute, other = other, attribute
         inverse = _INVERSES[size.origin.function]
         whole = inverse(int.__int__(size), int.__int__(other)) == attribute  # no remainder was lost
@@ -208,8 +208,20 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
     if any(True for _ in labels_in((repeats, kwargs))):
         site.freeze("it is repeated unevenly", input)
         return Labels(site.shape)
-    new = _spread(site, input, _in_a_row(repeats)) if site.name != "repeat_interleave" else []
+    if site.name == "repeat_interleave":
+        new = _spread(site, input, _counts(input, *repeats, **kwargs))
+    else:
+        new = _spread(site, input, _in_a_row(repeats))
     return move(site, input, repeats, kwargs, range(input.ndim), new)
+
+
+def _counts(input: Labels, repeats: Any = 1, dim: Any = None, output_size: Any = None) -> Sequence[Any]:
+    """How often each dimension is repeated; of one of size 1, that is how large it becomes."""
+    if dim is None:
+        return ()
+    single = input.shape[dim] == 1
+    count = repeats if output_size is None or not single else output_size
+    return [count if d == int(dim) % input.ndim else 1 for d in range(input.ndim)]
 
 
 def _in_a_row(given: Sequence[Any]) -> Sequence[Any]:
