@@ -2625,3 +2625,20 @@ case(
     out=conv(8, 4),
     other=conv(4, 4),
 )
+
+
+def _states(m: Any, x: Tensor) -> Tensor:
+    h, states = m.a(x), m.s(x)[:, None]
+    states = states.repeat_interleave(h.shape[1] // states.shape[1], 1, output_size=h.shape[1])
+    return m.out(h * (states * m.scale).sum(2))  # type: ignore[no-any-return]
+
+
+case(
+    "states repeated for every head",
+    [4, 8],
+    _states,
+    a=conv(3, 8),
+    s=conv(3, 4, bias=False),
+    scale=nn.Parameter(torch.randn(4, 1, 1)),
+    out=conv(8, 4),
+)

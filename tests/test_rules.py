@@ -396,7 +396,6 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h.repeat_interleave(3, dim=1),
         lambda h, m, x: h.repeat_interleave(2, 3),
         lambda h, m, x: h + x[:, :1].repeat_interleave(h.shape[1], 1),
-        lambda h, m, x: h + x[:, :1].repeat_interleave(h.shape[1], dim=1, output_size=h.shape[1]),
     )
     + use(0, lambda h, m, x: h.repeat_interleave(torch.arange(8), dim=1)),
     "expand": use(
