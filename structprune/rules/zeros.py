@@ -182,7 +182,7 @@ def _spread(node: Node, others: list[Node], values: Values) -> bool:
 _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
-_ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
+_ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile"})
 # Where what is written is found.
 _WRITTEN = {
     "masked_scatter": (2, "source"),
