@@ -2634,8 +2634,9 @@ def _states(m: Any, x: Tensor) -> Tensor:
 
 case(
     "states repeated for every head",
-    [4, 8],
+    [8],
     _states,
+    kept={"s.weight[0]": "sum runs over it"},
     a=conv(3, 8),
     s=conv(3, 4, bias=False),
     scale=nn.Parameter(torch.randn(4, 1, 1)),
