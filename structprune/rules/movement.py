@@ -208,11 +208,9 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
     if any(True for _ in labels_in((repeats, kwargs))):
         site.freeze("it is repeated unevenly", input)
         return Labels(site.shape)
-    if site.name == "repeat_interleave":
-        new = _spread(site, input, _counts(input, *repeats, **kwargs))
-    else:
-        new = _spread(site, input, _in_a_row(repeats))
-    return move(site, input, repeats, kwargs, range(input.ndim), new)
+    one_by_one = site.name == "repeat_interleave"
+    counts = _counts(input, *repeats, **kwargs) if one_by_one else _in_a_row(repeats)
+    return move(site, input, repeats, kwargs, range(input.ndim), _spread(site, input, counts))
 
 
 def _counts(input: Labels, repeats: Any = 1, dim: Any = None, output_size: Any = None) -> Sequence[Any]:

@@ -47,9 +47,13 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
         dim = None
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
-    if site.name in ("sum", "nansum") and site.zero(input):
-        return sum_zeros(site, input, dims_of(input, dim))
-    return reduce(site, input, dims_of(input, dim), f"{site.name} runs over it")
+    zero = site.name in ("sum", "nansum") and site.zero(input)
+    return add_up(site, input, dims_of(input, dim), zero, f"{site.name} runs over it")
+
+
+def add_up(site: Site, input: Labels, dims: Sequence[int], zero: bool, why: str) -> Any:
+    """A sum: over channels of which those that go are `zero` nothing is missed, others are held."""
+    return sum_zeros(site, input, dims) if zero else reduce(site, input, dims, why)
 
 
 def sum_zeros(site: Site, input: Labels, dims: Sequence[int]) -> Labels:
@@ -74,9 +78,8 @@ def norm(site: Site, input: Labels, ord: Any = None, dim: Any = None, *args: Any
         dim = (-2, -1)
     dims = dims_of(input, dim)
     vector = site.name == "linalg_vector_norm" or len(dims) == 1
-    if site.zero(input) and (ord in (None, "fro") or (vector and ord in (1, 2))):
-        return sum_zeros(site, input, dims)
-    return reduce(site, input, dims, "a norm runs over it")
+    sums = ord in (None, "fro") or (vector and ord in (1, 2))
+    return add_up(site, input, dims, sums and site.zero(input), "a norm runs over it")
 
 
 @rule("linalg_vecdot")
@@ -85,8 +88,7 @@ def vecdot(site: Site, x: Labels, y: Labels, dim: int = -1, **kwargs: Any) -> An
     shape = np.broadcast_shapes(x.shape, y.shape)
     dim = int(dim) % len(shape) - len(shape)
     zero = any(v.ndim >= -dim and v.along(dim) is not None and site.zero(v) for v in (x, y))
-    both, dims = site.broadcast([x, y], shape), [dim % len(shape)]
-    return sum_zeros(site, both, dims) if zero else reduce(site, both, dims, "vecdot runs over it")
+    return add_up(site, site.broadcast([x, y], shape), [dim % len(shape)], zero, "vecdot runs over it")
 
 
 @rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
@@ -100,9 +102,7 @@ def distance(site: Site, input: Labels, target: Labels, *args: Any, **kwargs: An
     both = site.broadcast([input, target], np.broadcast_shapes(input.shape, target.shape))
     if told in ("none", 0):
         return both
-    if told in ("sum", 2) and zero:
-        return sum_zeros(site, both, range(both.ndim))
-    return reduce(site, both, range(both.ndim), f"{site.name} runs over it")
+    return add_up(site, both, range(both.ndim), told in ("sum", 2) and zero, f"{site.name} runs over it")
 
 
 @rule("cross", "linalg_cross")
@@ -128,9 +128,7 @@ def cosine(site: Site, x1: Labels, x2: Labels, dim: int = 1, *args: Any, **kwarg
     alike = x1.ndim == x2.ndim and x1.shape[dim] == x2.shape[dim]  # a single one would count as often as it is met
     zero = alike and site.zero(x1) and site.zero(x2)
     both = site.broadcast([x1, x2], np.broadcast_shapes(x1.shape, x2.shape))
-    if zero:
-        return sum_zeros(site, both, dims_of(both, dim))
-    return reduce(site, both, dims_of(both, dim), "cosine_similarity runs over it")
+    return add_up(site, both, dims_of(both, dim), zero, "cosine_similarity runs over it")
 
 
 @rule(
