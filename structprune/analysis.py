@@ -21,6 +21,7 @@ from .labels import BoolArray, Couplings, IntArray, Labels, NotANumberError, Roo
 from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
+from .rows import uneven_rows
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, GuardCheck, Requirement, View
 from .rules.folds import held_folds
@@ -176,20 +177,31 @@ class Space:
 
     def _unequal(self, checks: Sequence[Check]) -> list[Check]:
         """The checks that hold only while several groups lose equally many, which coupling them makes sure of."""
-        several = [check for check in checks if self._uncoupled(check)]
+        several = [check for check in checks if self._uncoupled(check) or self._uneven(check) is not None]
         families = self.families() if several else []
         views = [self.view(removed) for removed in unequal_removals(families, self.couplings.roots().count)]
         return [check for check in several if not all(check.holds(view) for view in views)]
 
     def _equate(self, failed: Sequence[Check]) -> bool:
-        """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes."""
+        """Before anything is fixed: dimensions that must have the same size are coupled, where that is all it takes;
+        those whose size one attribute tells lose equally many."""
         for dividing in (False, True):  # most of what divides holds once the rest is coupled
             new = [(check, pair) for check in failed if (pair := self._uncoupled(check, dividing))]
             for check, (a, b) in new:
                 self.couplings.couple(a, b, check.node)
             if new:
                 return True
-        return False
+        told = {check.size.origin: check for check in failed if isinstance(check, Requirement)}
+        grids = [(grid, check.node) for check in told.values() if (grid := self._uneven(check)) is not None]
+        for grid, node in grids:
+            self.couplings.balance(grid, node)
+        return bool(grids)
+
+    def _uneven(self, check: Check) -> IntArray | None:
+        """The dimensions whose size one attribute tells, in rows of equal length, if they may lose unequally many."""
+        leaf = check.size.origin if isinstance(check, Requirement) else None
+        told = self._labels_of(leaf) if isinstance(leaf, AttributeOf) else []
+        return uneven_rows(told, self.couplings.roots())
 
     def _uncoupled(self, check: Check, dividing: bool = True) -> tuple[IntArray, IntArray] | None:
         """The first two dimensions that should have the same size and are free to differ."""

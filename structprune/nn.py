@@ -134,18 +134,9 @@ def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
 
 @functools.cache
 def _compensated(kind: Any, channels: int) -> type[nn.Module]:
-    shim = types.ModuleType("torch.nn.functional")
-    vars(shim).update(vars(F))
-    replaced: dict[str, Callable[..., Tensor]] = {
-        "layer_norm": layer_norm,
-        "rms_norm": rms_norm,
-        "group_norm": functools.partial(group_norm, channels=channels),
-        "batch_norm": functools.partial(batch_norm, channels=channels),
-    }
-    vars(shim).update(replaced)
     forward = kind.forward
-    names = {id(getattr(F, name)): function for name, function in replaced.items()} | {id(F): shim}
-    namespace = {key: names.get(id(value), value) for key, value in forward.__globals__.items()}
+    instead = _counting(channels)
+    namespace = {key: instead.get(id(value), value) for key, value in forward.__globals__.items()}
     own = types.FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
     own.__kwdefaults__ = forward.__kwdefaults__
 
@@ -161,10 +152,45 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     )
 
 
+def _counting(channels: int) -> dict[int, Any]:
+    """By id: what counts `channels` channels in place of PyTorch's norms, and of the modules that hold them."""
+    replaced: dict[str, Callable[..., Tensor]] = {
+        "layer_norm": layer_norm,
+        "rms_norm": rms_norm,
+        "group_norm": functools.partial(group_norm, channels=channels),
+        "batch_norm": functools.partial(batch_norm, channels=channels),
+    }
+    plain = {  # the last argument of these is whether cuDNN may be used
+        "layer_norm": lambda *args, cudnn_enable=True: layer_norm(*args[:5]),
+        "rms_norm": rms_norm,
+        "group_norm": lambda *args, cudnn_enabled=True: group_norm(*args[:5], channels=channels),
+    }
+    functional = _copied(F, replaced)
+    layers = _copied(nn, {"functional": functional})
+    own = {id(getattr(F, name)): function for name, function in replaced.items()}
+    own |= {id(getattr(torch, name)): function for name, function in plain.items()}
+    return own | {id(F): functional, id(nn): layers, id(torch): _copied(torch, {"nn": layers, **plain})}
+
+
+def _copied(module: types.ModuleType, changes: dict[str, Any]) -> types.ModuleType:
+    """A module with other members by these names."""
+    copy = types.ModuleType(module.__name__)
+    vars(copy).update(vars(module) | changes)
+    return copy
+
+
 def extended(kind: type[nn.Module]) -> list[type[nn.Module]]:
     """The norm of PyTorch whose `forward` that of a subclass may call by `super()`: it is compensated, too."""
     norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
     return [norm for norm in norms if issubclass(kind, norm) and kind.forward is not norm.forward]
+
+
+def names_norm(kind: type[nn.Module], name: str) -> bool:
+    """Whether `forward` gets at a norm of PyTorch by a name that leads elsewhere in the compensated class."""
+    forward: Any = kind.forward
+    names = forward.__code__.co_names
+    functions = {id(getattr(module, name, None)) for module in (F, torch)}
+    return name in names or any(id(forward.__globals__.get(n)) in functions for n in names)
 
 
 def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:

@@ -30,7 +30,7 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
             needed[roots[labels]] = True
         for labels in _emptied(graph, view):
             notes.append("a value would be left empty")
-            needed[roots[labels]] = True
+            needed[_last_to_go(removed, roots[labels])] = True
         if needed[removed].any():
             removed = removed[~needed[removed]]
         elif failed and len(removed):  # nothing that could be put back explains it: put everything back
@@ -44,6 +44,11 @@ def _emptied(graph: ChannelGraph, view: View) -> list[IntArray]:
     space = graph.space
     coordinates = [*space.couplings.leading(), *space.partial.values()]
     return [c for c in coordinates if (left := view.left(c)) is not None and not len(left)]
+
+
+def _last_to_go(removed: IntArray, units: IntArray) -> int:
+    """Which of these units is the last among those that are removed: of one group, the most important."""
+    return int(removed[np.flatnonzero(np.isin(removed, units))[-1]])
 
 
 def _freeze(graph: ChannelGraph, view: View, notes: tuple[str, ...]) -> PruningPlan:

@@ -2642,3 +2642,134 @@ case(
     scale=nn.Parameter(torch.randn(4, 1, 1)),
     out=conv(8, 4),
 )
+
+
+def _two_views(m: Any, x: Tensor, width: int) -> Tensor:
+    first, second = (part(x.flatten(2).mT).view(2, 64, width) for part in (m.a, m.b))
+    return m.out(relu(first)) + m.other(F.gelu(second))  # type: ignore[no-any-return]
+
+
+case(
+    "one size for: two layers viewed by one attribute",
+    [8],
+    lambda m, x: _two_views(m, x, m.width),
+    a=nn.Linear(3, 8),
+    b=nn.Linear(3, 8),
+    width=8,
+    out=nn.Linear(8, 4),
+    other=nn.Linear(8, 4),
+)
+case(
+    "one size for: two layers viewed by what the next one takes",
+    [8],
+    lambda m, x: _two_views(m, x, m.out.in_features),
+    a=nn.Linear(3, 8),
+    b=nn.Linear(3, 8),
+    out=nn.Linear(8, 4),
+    other=nn.Linear(8, 4),
+)
+
+
+def _two_attentions(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).flatten(2).mT
+    for qkv, out in ((m.p, m.q), (m.r, m.s)):
+        q, k, v = qkv(h).view(2, 64, 3, m.heads, 4).permute(2, 0, 3, 1, 4)
+        h = h + out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 64, 4 * m.heads))
+    return m.out(h)  # type: ignore[no-any-return]
+
+
+case(
+    "one size for: the heads of two attentions",
+    [6, 4],
+    _two_attentions,
+    a=conv(3, 6),
+    p=nn.Linear(6, 48),
+    q=nn.Linear(16, 6),
+    r=nn.Linear(6, 48),
+    s=nn.Linear(16, 6),
+    heads=4,
+    out=nn.Linear(6, 4),
+)
+
+
+def _parts(m: Any, x: Tensor) -> Tensor:
+    first, second, rest = m.a(x).split([m.width, m.width, 2 * m.width], 1)
+    return m.out(relu(first)) + m.other(torch.cat([second, rest], 1))  # type: ignore[no-any-return]
+
+
+case(
+    "one size for: the parts of a split",
+    [4],
+    _parts,
+    a=conv(3, 16),
+    width=4,
+    out=conv(4, 4),
+    other=conv(12, 4),
+)
+
+
+def _moved_in_time(m: Any, x: Tensor, shift: Callable[[Tensor, int], Tensor]) -> Tensor:
+    h = m.a(x.transpose(0, 1))
+    n, c, height, width = h.shape
+    return m.out(shift(h.view(n // 3, 3, c, height, width), c // 4).view(n, c, height, width))  # type: ignore
+
+
+def _written_shift(h: Tensor, fold: int) -> Tensor:
+    """Lin, Gan, Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019."""
+    out = torch.zeros_like(h)
+    out[:, :-1, :fold] = h[:, 1:, :fold]
+    out[:, 1:, fold : 2 * fold] = h[:, :-1, fold : 2 * fold]
+    out[:, :, 2 * fold :] = h[:, :, 2 * fold :]
+    return out
+
+
+def _joined_shift(h: Tensor, fold: int) -> Tensor:
+    ahead, behind = F.pad(h[:, 1:, :fold], (0,) * 7 + (1,)), F.pad(h[:, :-1, fold : 2 * fold], (0,) * 6 + (1, 0))
+    return torch.cat([ahead, behind, h[:, :, 2 * fold :]], 2)
+
+
+for name, units, shift in [
+    ("written by slices", [2], _written_shift),
+    ("joined again", [2], _joined_shift),
+    ("of a width that is written", [], lambda h, fold: _written_shift(h, 2)),
+]:
+    case(
+        f"channels shifted in time, {name}",
+        units,
+        lambda m, x: _moved_in_time(m, x, m.shift),
+        image(1, 3, 8, 8),
+        {} if units else {"a.weight[0]": "written into by position"},
+        a=conv(1, 8),
+        out=conv(8, 4),
+        shift=shift,
+    )
+
+
+def _written_before(m: Any, x: Tensor) -> Tensor:
+    h, rest = m.a(x), m.b(x)
+    out = rest.clone()
+    out[:, : m.width] = h
+    return m.out(out)  # type: ignore[no-any-return]
+
+
+case(
+    "written up to an attribute",
+    [6, 2],
+    _written_before,
+    a=conv(3, 6),
+    b=conv(3, 8),
+    width=6,
+    out=conv(8, 4),
+)
+for parts, units in ((2, [4, 4]), (3, [2])):
+    case(
+        f"channels up to one of {parts} parts",
+        units,
+        lambda m, x: m.out(
+            torch.cat([m.b((h := m.a(x))[:, : h.shape[1] // m.parts]), h[:, h.shape[1] // m.parts :]], 1)
+        ),
+        a=conv(3, 8),
+        b=conv(8 // parts, 8 // parts),
+        parts=parts,
+        out=conv(8, 4),
+    )

@@ -19,7 +19,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 FLOORS = """
     bookkeeping collector commands errors frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
     answers checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
-    scalars schedules specs steady trials
+    scalars rows schedules specs steady trials
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram rules.attention rules.contraction rules.movement rules.normalization rules.pointwise \

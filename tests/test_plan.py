@@ -82,6 +82,29 @@ def test_one_unit_of_every_group_stays(scope: str, ratio: float) -> None:
     assert removed == min(exact, 12)
 
 
+class Rolled(nn.Module):
+    """A part of the channels is rolled: all go to the same layers, and so compete, and yet some of the part must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        part, rest = y.split([self.width, y.shape[1] - self.width], 1)
+        return self.last(torch.cat([part.roll(1, 2), rest], 1))  # type: ignore[no-any-return]
+
+
+def test_the_most_important_unit_of_a_part_stays() -> None:
+    model = randomise(Rolled())
+    with torch.no_grad():
+        model.first.weight[:4] *= torch.tensor([0.001, 0.003, 0.002, 0.0005])[:, None, None, None]
+    result = sp.prune(model, images())
+    assert result.plan.kept["first.weight"][0][0] == 1
+    assert len(result.plan.kept["first.weight"][0]) == 9
+
+
 def test_excluded_layers_keep_their_filters() -> None:
     assert "0.weight" not in made(exclude="0").kept
     assert made(exclude=["0"]).kept["3.weight"].keys() == {0}

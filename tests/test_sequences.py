@@ -223,6 +223,47 @@ class Super(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1) * 2
 
 
+norm_over = F.layer_norm
+
+
+class Called(nn.LayerNorm):
+    """A subclass that finds the function where it likes."""
+
+    def __init__(self, width: int, where: str) -> None:
+        super().__init__(width)
+        self.where, self.kept = where, F.layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        how = self.normalized_shape, self.weight, self.bias, self.eps
+        if self.where == "nn":
+            return nn.functional.layer_norm(x, *how)
+        if self.where == "torch.nn":
+            return torch.nn.functional.layer_norm(x, *how)
+        if self.where == "torch":
+            return torch.layer_norm(x, *how)
+        if self.where == "torch, without cuDNN":
+            return torch.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps, False)
+        if self.where == "another name":
+            return norm_over(x, *how)
+        return self.kept(x, *how)
+
+
+class Grouped(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, cudnn_enabled=False)
+
+
+class KeptNorm(nn.Module):
+    """A function of PyTorch that is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = F.layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, (x.shape[-1],))
+
+
 class Written(nn.Module):
     """Layer norms written out by hand."""
 
@@ -403,6 +444,10 @@ NORMS = {
     "layer norm without bias": lambda: nn.LayerNorm(24, bias=False),
     "rms norm": lambda: nn.RMSNorm(24, eps=1e-5),
     "rms norm with the default eps": lambda: nn.RMSNorm(24),
+    **{
+        f"layer norm found in {place}": lambda place=place: Called(24, place)
+        for place in ("nn", "torch.nn", "torch", "torch, without cuDNN", "another name")
+    },
     "rms norm by hand": lambda: WrittenRms(24),
     "rms norm with one added to the weight": lambda: Spelled(24, "one added to the weight"),
     "rms norm with a square root": lambda: Spelled(24, "a square root"),
@@ -424,6 +469,7 @@ def test_norms_over_the_last_dimension(name: str) -> None:
         (nn.GroupNorm(8, 24), 12),
         (nn.GroupNorm(1, 24), 12),
         (nn.GroupNorm(24, 24), 12),
+        (Grouped(4, 24), 12),
         (ChannelsFirst(24), 12),
         (Spelled(24, "channels first"), 12),
         (Super(24), 12),
@@ -433,6 +479,11 @@ def test_norms_over_the_last_dimension(name: str) -> None:
 def test_norms_over_channels(norm: nn.Module, left: int) -> None:
     small = exact(nn.Sequential(nn.Conv2d(3, 24, 3), norm, nn.Conv2d(24, 4, 3)), IMAGES)
     assert small[0].out_channels == left
+
+
+def test_a_norm_that_is_an_attribute_keeps_its_channels() -> None:
+    model = nn.Sequential(nn.Linear(16, 24), KeptNorm(), nn.Linear(24, 5)).double()
+    assert_kept(randomise(model), WORDS, "0.weight[0]", "could be swapped")
 
 
 def test_a_norm_over_values_that_are_not_zero_keeps_its_channels() -> None:

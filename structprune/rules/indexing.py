@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..labels import Labels
+from ..labels import IntArray, Labels
 from ..nodes import Node
-from ..sizes import AttributeOf, Size
+from ..sizes import AttributeOf, Computed, Size
 from .checks import Requirement, View
-from .movement import demand_numbers, move
+from .movement import demand_numbers, move, watch
 from .site import Site, labels_in, rule
 
 
@@ -80,8 +81,7 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
                 touched.extend(dims)
     for entry, dims in entries:
         if isinstance(entry, slice) and input.along(dims[0]) is not None:
-            for bound in (entry.start, entry.stop):
-                follow_bound(site, bound, input, dims[0])
+            follow_bounds(site, entry, input, dims[0])
     return move(site, input, (tuple(plain),), {}, touched) if input.coordinates else Labels(site.shape)
 
 
@@ -90,9 +90,17 @@ def _selects_nothing(entry: Any, input: Labels, dims: Sequence[int]) -> bool:
     return isinstance(entry, slice) and input.along(dims[0]) is None and not range(*entry.indices(input.shape[dims[0]]))
 
 
-def follow_bound(site: Site, bound: Any, input: Labels, dim: int) -> None:
+def follow_bounds(site: Site, entry: slice, input: Labels, dim: int) -> None:
+    """What is known of the sizes that bound a slice of a labelled dimension."""
+    for bound in (entry.start, entry.stop):
+        if isinstance(bound, Size):
+            _count_before(site, bound, input, dim)
+            _balance_shares(site, bound, input, dim)
+
+
+def _count_before(site: Site, bound: Size, input: Labels, dim: int) -> None:
     """An attribute that bounds a slice counts what is kept before it."""
-    if isinstance(bound, Size) and isinstance(bound.origin, AttributeOf) and 0 < bound <= input.shape[dim]:
+    if isinstance(bound.origin, AttributeOf) and 0 < bound <= input.shape[dim]:
         position = int(bound)
         before = [c.take(range(position), axis=dim) for c in input.coordinates if c.shape[dim] > 1]
 
@@ -105,6 +113,29 @@ def follow_bound(site: Site, bound: Any, input: Labels, dim: int) -> None:
         site.checks.append(Requirement(site.node, bound, kept, before, why))
 
 
+def _balance_shares(site: Site, bound: Size, input: Labels, dim: int) -> None:
+    """`x[:, : c // 8]` of c channels: every eighth of them must lose equally many."""
+    labels = input.along(dim)
+    if labels is None or labels.size != labels.shape[dim]:
+        return
+    row = labels.reshape(-1)
+    for whole, parts in _shares(bound):
+        source = site.sized_like(whole) if 1 < parts < row.size and row.size % parts == 0 else None
+        if source is not None and np.array_equal(source, row):
+            site.balance(row.reshape(parts, -1))
+
+
+def _shares(size: Any) -> Iterator[tuple[Size, int]]:
+    """The sizes that an expression divides, and by what."""
+    origin = size.origin if isinstance(size, Size) else None
+    if isinstance(origin, Computed):
+        whole, parts = (*origin.operands, None)[:2]
+        if origin.function is operator.floordiv and isinstance(whole, Size) and isinstance(parts, int):
+            yield whole, int.__int__(parts)
+        for operand in origin.operands:
+            yield from _shares(operand)
+
+
 def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
     """Any positions will do along dimensions that are held, and a single one; a mask of rank k stands for k of them."""
     shape = (1,) if mask else (1,) * rank
@@ -113,7 +144,8 @@ def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
 
 @rule("setitem", "index_put")
 def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> Labels:
-    """What is written and what it is written into keep their sizes, except along dimensions that are written whole."""
+    """What is written and what it is written into keep their sizes, except along dimensions that are written whole, or
+    from one size to another."""
     why = f"it is written into by position ({site.name})"
     several = isinstance(index, tuple)
     given = [_written(e) for e in (index if several else (index,))]
@@ -125,10 +157,12 @@ def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> La
     site.freeze("it holds positions", index)
     used = [masks.get(id(e), 1) for e in given if e is not None and e is not Ellipsis]
     entries = expand_index(tuple(given), input.ndim, used)
-    input = site.hold(input, [d for e, dims in entries if not _is_whole(e) for d in dims], why)
-    region = [n for e, dims in entries for n in _region(e, [input.shape[d] for d in dims], id(e) in masks)]
-    taken = tuple(part for e, dims in entries for part in _taken(e, len(dims), id(e) in masks))
-    met = [Labels(tuple(region), tuple(c[taken] for c in input.coordinates))]
+    bounded = _bounded_by_sizes(site, input, entries)
+    input = site.hold(input, [d for e, dims in entries if not _is_whole(e) for d in dims if d not in bounded], why)
+    region = tuple(n for e, dims in entries for n in _region(e, [input.shape[d] for d in dims], id(e) in masks))
+    met = [Labels(region, tuple(c[_taken(entries, c, masks)] for c in input.coordinates))]
+    if bounded:
+        watch(site, input, {0: met[0]}, bounded, run=_subscript)
     for written in labels_in(value):  # it may have more dimensions, of size 1
         extra = max(written.ndim - len(region), 0)
         plain = Labels(written.shape[extra:], tuple(c.reshape(c.shape[extra:]) for c in written.coordinates))
@@ -164,14 +198,36 @@ def _region(entry: Any, sizes: Sequence[int], mask: bool) -> Sequence[int]:
     return sizes if entry is Ellipsis else [] if isinstance(entry, int) else [1]
 
 
-def _taken(entry: Any, width: int, mask: bool) -> Sequence[Any]:
-    """The same of labels, which are constant along whatever is not selected whole."""
-    if entry is Ellipsis or isinstance(entry, slice):
-        return [slice(None)] * width
-    if isinstance(entry, Labels | np.ndarray):
-        dims = 1 if mask else entry.ndim
-        return [slice(None) if dims else 0, *[0] * (width - 1), *[None] * (dims - 1)]
-    return [0] if isinstance(entry, int) else [None]
+def _bounded_by_sizes(site: Site, input: Labels, entries: Sequence[tuple[Any, list[int]]]) -> list[int]:
+    """The labelled dimensions of which a range is written from one size to another, and nothing by tensors."""
+    if any(isinstance(e, Labels | np.ndarray) for e, _ in entries):
+        return []
+    found = [(e, dims[0]) for e, dims in entries if isinstance(e, slice) and input.along(dims[0]) is not None]
+    found = [(e, dim) for e, dim in found if isinstance(e.start, Size) or isinstance(e.stop, Size)]
+    for entry, dim in found:
+        follow_bounds(site, entry, input, dim)
+    return [dim for _, dim in found]
+
+
+def _subscript(array: IntArray, shape: tuple[int, ...], args: Any, kwargs: Any) -> list[IntArray]:
+    """What an index selects, of an array that is expanded to a shape."""
+    return [np.broadcast_to(array, shape)[args[0]]]
+
+
+def _taken(entries: Sequence[tuple[Any, list[int]]], labels: IntArray, masks: Mapping[int, int]) -> tuple[Any, ...]:
+    """What selects the labels of a region: they are constant along whatever is not selected whole, or by a range."""
+    parts: list[Any] = []
+    for entry, dims in entries:
+        if isinstance(entry, slice):
+            parts.append(entry if labels.shape[dims[0]] > 1 else slice(None))
+        elif entry is Ellipsis:
+            parts += [slice(None)] * len(dims)
+        elif isinstance(entry, Labels | np.ndarray):
+            rank = 1 if id(entry) in masks else entry.ndim
+            parts += [slice(None) if rank else 0, *[0] * (len(dims) - 1), *[None] * (rank - 1)]
+        else:
+            parts.append(0 if isinstance(entry, int) else None)
+    return tuple(parts)
 
 
 @rule("masked_scatter")

@@ -60,11 +60,19 @@ def move(
     return results[0] if site.has_shape else results
 
 
-def watch(site: Site, input: Labels, results: dict[int, Labels], touched: Sequence[int], why: str = "") -> None:
-    """Registers the check that pruning and moving commute, if a labelled dimension is touched."""
+def watch(
+    site: Site,
+    input: Labels,
+    results: dict[int, Labels],
+    touched: Sequence[int],
+    why: str = "",
+    run: Callable[..., list[IntArray]] | None = None,
+) -> None:
+    """Registers the check that pruning and moving commute, if a labelled dimension is touched; `run` moves, or the
+    site's operation."""
     labels = [c for c in input.coordinates if any(d % input.ndim in varying(c) for d in touched)]
     if labels:
-        run = lambda array, shape, args, kwargs: run_on(site, array, shape, args, kwargs)  # noqa: E731
+        run = run or (lambda array, shape, args, kwargs: run_on(site, array, shape, args, kwargs))
         why = why or f"{site.name} with these positions or sizes does not commute with removing channels"
         site.checks.append(Movement(site.node, run, input, results, labels, why))
 

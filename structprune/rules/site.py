@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..labels import Couplings, IntArray, Labels, varying
-from ..nn import extended
+from ..nn import extended, names_norm
 from ..nodes import Node
 from ..sizes import Constant, Size
 from .checks import Check, Requirement
@@ -129,7 +129,8 @@ class Site:
         dim = _CHANNELS.get(name, -1)
         module = self.modules[self.path]
         calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
-        known = {kind.forward.__code__ for kind in (type(module), *extended(type(module)))}
+        kinds = (type(module), *extended(type(module)))
+        known = {kind.forward.__code__ for kind in kinds if names_norm(kind, name)}
         alike = all(n.meta["code"] in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"][dim:][:1] for n in calls}) == 1
 
