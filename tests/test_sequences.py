@@ -491,7 +491,28 @@ def test_a_norm_over_values_that_are_not_zero_keeps_its_channels() -> None:
         nn.Sequential(nn.Linear(16, 24), nn.Sigmoid(), nn.LayerNorm(24), nn.Linear(24, 5)), WORDS.float()
     )
     assert not graph.groups
-    assert "may not be zero" in graph.fixed["0.weight[0]"]
+    assert "what is removed may not be zero after sigmoid in 1" in graph.fixed["0.weight[0]"]
+
+
+class Placed(nn.Module):
+    """Positions that are added are no buffer, as in the simple ViT of Beyer, Zhai, Kolesnikov (2022) by many hands."""
+
+    def __init__(self, registered: bool) -> None:
+        super().__init__()
+        self.a, self.norm, self.out = nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 5)
+        if registered:
+            self.register_buffer("places", torch.randn(6, 24))
+        else:
+            self.places = torch.randn(6, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.a(x) + self.places.to(x.dtype)))  # type: ignore[no-any-return]
+
+
+def test_values_that_no_mask_reaches_are_named() -> None:
+    assert exact(Placed(True)).a.out_features == 12
+    reason = sp.analyze(Placed(False), WORDS.float()).fixed["a.weight[0]"]
+    assert "what is removed may not be zero: places is no buffer, which could be masked" in reason
 
 
 def test_a_swapped_norm_can_be_saved_and_copied(tmp_path: Any) -> None:

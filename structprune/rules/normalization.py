@@ -17,8 +17,6 @@ from ..sizes import AttributeOf, Size
 from .checks import Requirement
 from .site import Site, rule
 
-NOT_ZERO = "its statistics run over it, and what is removed may not be zero"
-
 
 @dataclass(frozen=True)
 class Swap:
@@ -87,7 +85,7 @@ def trailing(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
         input, along = site.held(input, (dim,), ""), None
     if along is not None and not zero and not stays_stock(site, along.size):
-        site.fix(along, NOT_ZERO)
+        site.fix(along, f"its statistics run over it, and {site.not_zero(input)}")
     for vector in vectors:
         if vector is not None:
             site.join(input, dim, site.held(vector, others, why), dim)
@@ -186,7 +184,7 @@ def group_norm(
     else:
         site.balance(grid)
         if not zero and not stays_stock(site, grid.size):
-            site.fix(grid, NOT_ZERO)
+            site.fix(grid, f"its statistics run over it, and {site.not_zero(input)}")
         compensate(site, grid.size, grid.reshape(-1))
     return Labels(site.shape, held.coordinates)
 

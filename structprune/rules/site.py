@@ -15,7 +15,7 @@ from ..nn import extended, names_norm
 from ..nodes import Node
 from ..sizes import Constant, Size
 from .checks import Check, Requirement
-from .zeros import reads_zero
+from .zeros import reads_zero, unmasked
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -111,6 +111,17 @@ class Site:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
         nodes = (self.node_of(v) for v in values)
         return any(n is not None and reads_zero(n, self.node, self.values, self.zeros) for n in nodes)
+
+    def not_zero(self, value: Labels) -> str:
+        """That what is removed of an argument may not be zero, and since when."""
+        node = self.node_of(value)
+        source = node and unmasked(node, self.values, self.zeros)
+        if source is None:
+            return "what is removed may not be zero"
+        if source.meta["op"] == "parameter":
+            return f"what is removed may not be zero: {source.meta['tensor']} is no buffer, which could be masked"
+        where = f" in {source.meta['path']}" if source.meta["path"] else ""
+        return f"what is removed may not be zero after {source.meta['op']}{where}"
 
     def describe(self, value: Labels) -> str:
         """Where an argument comes from, in words."""
@@ -218,7 +229,7 @@ class Site:
         if not self.zero(weight, a):
             for labels in (a.along(dim), weight.along(other_dim)):
                 if labels is not None:
-                    self.fix(labels, f"{self.name} sums over it, and what is removed may not be zero")
+                    self.fix(labels, f"{self.name} sums over it, and {self.not_zero(a)}")
             return None
         return self.join(a, dim, weight, other_dim)
 

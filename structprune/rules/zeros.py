@@ -69,6 +69,15 @@ def is_zero(node: Node, values: Values, memo: dict[Node, bool], known: dict[Node
     return known[node] if node in known else memo[node]
 
 
+def unmasked(node: Node, values: Values, known: dict[Node, bool]) -> Node:
+    """The first value on the way to this one of which it is not known that what is removed is zero."""
+    while True:
+        behind = [n for n in node.all_input_nodes if _labelled(n, values) and not is_zero(n, values, {}, known)]
+        if not behind:
+            return node
+        node = behind[0]
+
+
 def _unanswered(node: Node, memo: Mapping[Node, bool], known: Mapping[Node, bool]) -> list[Node]:
     """The node, and before it what it is computed from, back to weights, as far as it is not known yet."""
     order: list[Node] = []
