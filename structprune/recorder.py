@@ -30,7 +30,7 @@ from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
 from .scalars import computed
 from .sizes import Guard, Size
-from .unseen import UNSEEN, foreign, is_set_to, opaque
+from .unseen import UNSEEN, foreign, in_memory, is_set_to, opaque
 
 _TAG = "_structprune_node"
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
@@ -327,8 +327,9 @@ class Recorder(TorchFunctionMode):
 
     def protect(self, target: Any) -> None:
         """Keeps copies of the model's own tensors that are about to change with `target`."""
-        for tensor in tensors_in(target):
-            for own in self.stored.get(tensor.untyped_storage().data_ptr(), ()) if tensor.device.type != "meta" else ():
+        for tensor in (t for t in tensors_in(target) if t.device.type != "meta"):
+            wrapped = not in_memory(tensor)  # it may be any of them
+            for own in self.own if wrapped else self.stored.get(tensor.untyped_storage().data_ptr(), ()):
                 if id(own) not in self.saved:
                     self.saved[id(own)] = own, own.data, own.detach().clone()
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .copying import deep_copy
 from .inventory import named_tensors
-from .ops import operation
+from .ops import Operation, operation
 from .program import Call, map_tensors, tensors_in
 from .restoring import Contents, other_random_numbers_kept
 from .steady import drawn
@@ -26,7 +26,8 @@ class _Comparable(TorchFunctionMode):
     """Dropout draws one number per channel, so the two models would draw different ones: it is switched off.
 
     In float64, conversions to float32 inside a model (Hugging Face norms have them) are left out: their rounding
-    would hide what is looked for. A `level` holds all random numbers constant (see `steady`).
+    would hide what is looked for. What a model makes of nothing, as the first state of an LSTM, is made in float64.
+    A `level` holds all random numbers constant (see `steady`).
     """
 
     def __init__(self, dtype: torch.dtype, level: float | None) -> None:
@@ -53,14 +54,41 @@ class _Comparable(TorchFunctionMode):
             kwargs = {k: False if k == "training" else v for k, v in kwargs.items()}
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             args = tuple(0.0 if type(a) is float else a for a in args)
-        if self.exact:
-            if name == "float" and args and isinstance(args[0], Tensor):
+        if self.exact and not (known.asks or known.sizes):
+            if name in ("float", "half", "bfloat16") and args and isinstance(args[0], Tensor):
                 return args[0].double()
             if name == "grouped_mm" and (args[0].ndim, args[1].ndim) == (2, 3) and kwargs.get("bias") is None:
                 return _grouped_product(*args, **kwargs)
-            args = tuple(_WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
-            kwargs = {k: _WIDER.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+            args, kwargs = _all_wide(known, args, kwargs)
+            return _made_wide(known, function, args, kwargs)
         return function(*args, **kwargs)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(_WIDER[tensor.dtype]) if tensor.dtype in _WIDER else tensor
+
+
+def _all_wide(known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Arguments in float64, but what is written into; tensors that no module holds have another dtype."""
+    args = tuple(_WIDER.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+    kwargs = {k: _WIDER.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+    if all(tensor.dtype not in _WIDER for tensor in tensors_in((args, kwargs))):
+        return args, kwargs
+    kept = 1 if known.inplace else 0
+    into = {k: v for k, v in kwargs.items() if k == "out"}
+    return (*args[:kept], *map_tensors(_widened, args[kept:])), {**map_tensors(_widened, kwargs), **into}
+
+
+def _made_wide(known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation gives: in float64, if it makes numbers of the default dtype from none, or from integers."""
+    try:
+        out = function(*args, **kwargs)
+    except RuntimeError:  # too large a number for the default dtype
+        if known.name not in ("tensor", "full", "scalar_tensor") or "dtype" in kwargs:
+            raise
+        return function(*args, **kwargs, dtype=torch.float64)
+    plain = isinstance(out, Tensor) and not known.inplace and "out" not in kwargs
+    return _widened(out) if plain else out
 
 
 def _grouped_product(a: Tensor, b: Tensor, *, offs: Tensor, **options: Any) -> Tensor:

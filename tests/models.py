@@ -732,7 +732,7 @@ case(
 )
 case(
     "half and half by slices",
-    [4, 4],
+    [4],
     lambda m, x: m.out((h := m.a(x))[:, : h.shape[1] // 2]) + m.o2(h[:, h.shape[1] // 2 :]),
     a=conv(3, 8),
     out=conv(4, 4),
@@ -2204,7 +2204,7 @@ for name, units, statements, kept in (
     ("copy_ to eight channels", [], _copied_to_eight, ABOVE),
     ("out=", [8], _out_argument, {}),
     ("no_grad", [8], _without_gradient, {}),
-    ("halves swapped in place", [], _swapped, ABOVE),
+    ("halves swapped in place", [4], _swapped, {}),
     ("written by a mask", [], _masked_write, ABOVE),
     ("a text made from channels", [], _name_by_channels, ABOVE),
     ("a dictionary entry by channels", [], _dictionary_by_channels, ABOVE),

@@ -71,6 +71,7 @@ UNSEEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "autograd.grad beside": lambda m, h: squares(h).mean(1, keepdim=True) + h,
     "func.grad": lambda m, h: torch.func.grad(lambda z: (z**3).sum())(h),
     "vmap": lambda m, h: torch.func.vmap(lambda row: row.relu() * 2)(h),
+    "vmap that writes": lambda m, h: torch.func.vmap(lambda row: row.relu().mul_(2))(h),
     "vmap of a layer": lambda m, h: torch.func.vmap(lambda row: F.linear(row, m.square))(h),
 }
 
@@ -86,6 +87,13 @@ def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", UNSEEN)
 def test_what_goes_past_the_tracer_is_kept(name: str) -> None:
     assert_kept(between(UNSEEN[name]), ROWS, "a.weight[0]", "an untraceable call")
+
+
+def test_weights_written_in_vmap_are_as_they_were() -> None:
+    model = between(lambda m, h: torch.func.vmap(lambda row: row.mul_(2) + 1)(m.square).sum() + h)
+    before = Snapshot.of(model)
+    sp.analyze(model, ROWS)
+    before.assert_unchanged(model)
 
 
 CONSTANTS = [torch.full((), 0.5, dtype=torch.float64)]

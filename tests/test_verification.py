@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import Snapshot, randomise
@@ -281,3 +282,69 @@ def test_outputs_that_are_not_finite() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
     with pytest.raises(sp.VerificationError, match="before anything is pruned"):
         sp.prune(model, torch.full((2, 3), float("nan")), ratio=0.5)
+
+
+# -- what a model makes in the default dtype -------------------------------------------------------------------------
+
+
+class Stateful(nn.Module):
+    """An LSTM whose first state is made in its forward, as tutorials have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(8, 12, 2, batch_first=True)
+        self.head = nn.Linear(12, 4)
+        self.hidden, self.layers = 12, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = [torch.zeros(self.layers, x.size(0), self.hidden).to(x.device) for _ in range(2)]
+        return self.head(self.layer(x, tuple(state))[0][:, -1])  # type: ignore[no-any-return]
+
+
+class Making(nn.Module):
+    """Something made in the forward meets what has the dtype of the weights."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.listed = [torch.eye(5).roll(1, 0)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.kind == "listed":
+            h = self.listed[0].view(1, 5, 5) @ h
+        elif self.kind == "of NumPy":
+            h = torch.from_numpy(np.eye(5, k=1, dtype=np.float32)) @ h
+        elif self.kind == "an old constructor":
+            h = torch.FloatTensor(5, 5).fill_(0.5) @ h
+        elif self.kind == "steps":
+            h = (torch.arange(h.shape[1]) / 5).view(1, 1, -1) @ h
+        elif self.kind == "written":
+            out = torch.zeros(h.shape[0], h.shape[1], self.first.out_features)
+            out[:, torch.tensor([0, 2])] = h[:, torch.tensor([1, 0])]
+            h = out
+        elif self.kind == "a limit":
+            h = torch.max(h, torch.tensor(torch.finfo(h.dtype).min))
+        elif self.kind == "ones":
+            h = torch.ones(1, h.shape[1], h.shape[1]) @ h
+        elif self.kind == "half":
+            h = F.linear(h.half().to(h.dtype), self.first.weight @ self.first.weight.mT)
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "kind", ["steps", "written", "a limit", "ones", "half", "listed", "of NumPy", "an old constructor"]
+)
+def test_what_is_made_in_the_forward(kind: str) -> None:
+    result = sp.prune(randomise(Making(kind)), rows(2, 5, 8).float())
+    check = result.report.verification
+    assert result.plan.kept
+    assert check is not None
+    assert check.max_rel_error < 1e-12
+
+
+def test_a_state_that_is_made_in_the_forward() -> None:
+    result = sp.prune(randomise(Stateful()), rows(2, 5, 8).float())
+    assert result.plan.kept["head.weight"][1]
+    assert result.model.get_submodule("layer").hidden_size == 6
