@@ -30,7 +30,7 @@ from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .scalars import is_merely_asked
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
-from .trials import coupled_alike, removals, unequal_removals
+from .trials import coupled_alike, families, removals, unequal_removals
 
 ORPHAN = "no filter of the traced calls produces it"
 TOGETHER = "its indices are coupled with one another, so that all would go at once"
@@ -44,7 +44,12 @@ class Space:
     programs: Sequence[Program]
     stock: bool = False  # norms stay as they are
     columns: frozenset[Node] = frozenset()  # the operations whose groups lose channels, though they could leave whole
+    unlabelled: frozenset[tuple[str, int]] = (
+        frozenset()
+    )  # dimensions of parameters, by name, that all are known to stay
+    by_rows: bool = False  # see Couplings
     norms: list[Swap | Fold] = field(default_factory=list)
+    doubted: list[IntArray] = field(default_factory=list)  # coordinates of values that are not zero in all of them
     couplings: Couplings = field(init=False)
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[Node, Any] = field(default_factory=dict)
@@ -53,7 +58,7 @@ class Space:
     partial: dict[int, IntArray] = field(default_factory=dict)  # by id: coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
-        self.couplings = Couplings(self.columns)
+        self.couplings = Couplings(self.columns, self.by_rows)
         self.modules: Mapping[str, nn.Module] = self.parts.modules
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
@@ -95,7 +100,7 @@ class Space:
         if op in ("input", "constant"):
             return Labels(node.meta["shape"])
         if op == "parameter":
-            return self.parameter(node.meta["tensor"], node.meta["shape"])
+            return self._flowing(node.meta["tensor"], node.meta["shape"])
         args = map_nodes(self.values.__getitem__, node.args)
         if op == "output":
             for labels in labels_in(args):
@@ -114,6 +119,7 @@ class Space:
                 raise
             out = site.unknown(args, kwargs)
         self.norms += site.norms
+        self.doubted += site.doubted
         self._guard_arguments(site)
         return out
 
@@ -125,6 +131,14 @@ class Space:
             coordinates = [self.couplings.new(size, dim, ndim) for dim, size in enumerate(shape) if size > 1]
             found = self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
         return found
+
+    def _flowing(self, name: str, shape: Sequence[int]) -> Labels:
+        """The labels of a parameter that flow through the program."""
+        labels = self.parameter(name, shape)
+        if not self.unlabelled:
+            return labels
+        flowing = [c for c in labels.coordinates if (name, c.shape.index(c.size)) not in self.unlabelled]
+        return Labels(labels.shape, tuple(flowing))
 
     def _guard_arguments(self, site: Site) -> None:
         """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
@@ -326,31 +340,19 @@ class Space:
         wide = ((roots[grid], node) for grid, node in self.couplings.whole if grid.shape[1] > 1)
         return frozenset(node for units, node in wide if units[0, 0] and (units == units[0, 0]).all())
 
+    def held_in_vain(self) -> frozenset[tuple[str, int]]:
+        """Dimensions of parameters that stay, while others stay because what goes of these might not be zero."""
+        roots = self.couplings.roots()
+        doubted = [c.reshape(-1) for c in self.doubted if not roots[c].any()]
+        labels = np.concatenate([np.zeros(1, np.int64), *doubted])
+        return frozenset((name, dim) for name, dim, own in self.dimensions if doubted and np.isin(own, labels).any())
+
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""
         roots = self.couplings.roots()
         if self._families is None or self._families[0] is not roots:
-            self._families = (roots, self._families_of(roots))
+            self._families = (roots, families([labels for _, _, labels in self.dimensions], roots))
         return self._families[1]
-
-    def _families_of(self, roots: Roots) -> list[IntArray]:
-        """Every parameter dimension marks the units in it with a random number; equal sums are a family."""
-        marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.uint64).tolist()
-        sums: dict[int, int] = {}  # dimensions with the same units are marked together
-        units: dict[int, IntArray] = {}
-        for (_, _, labels), mark in zip(self.dimensions, marks, strict=True):
-            same = roots.row(labels)
-            units[id(same)] = same
-            sums[id(same)] = sums.get(id(same), 0) + mark
-        signature = np.zeros(roots.count, np.uint64)
-        for key, same in units.items():
-            signature[same] += np.uint64(sums[key] % 2**64)  # a unit that occurs twice in a dimension is marked once
-        signature[0] = 0
-        present = np.flatnonzero(signature)
-        if not len(present):
-            return []
-        order = np.argsort(signature[present], kind="stable")
-        return np.split(present[order], np.flatnonzero(np.diff(signature[present][order])) + 1)
 
     def view(self, removed_units: BoolArray) -> View:
         """The model without these units (a mask over unit numbers)."""

@@ -92,6 +92,7 @@ def _fix(graph: Any, ends: list[tuple[str, IntArray]], labels: IntArray, why: st
     graph.add_node(reason, kind="reason")
     for name, own in ends:
         if len(np.intersect1d(own, labels)):
+            graph.add_node(name, kind="dimension")
             graph.add_edge(name, reason, **about)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,10 +44,11 @@ def _affine(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
     return input * weight if bias is None else torch.addcmul(bias, input, weight)
 
 
-def _trailing(input: Tensor, normalized_shape: Sequence[int]) -> tuple[list[int], int, int]:
+def _trailing(input: Tensor, normalized_shape: Sequence[int], channels: int | None) -> tuple[list[int], int, int]:
     """The last dimensions, how many elements they held, and how many they hold."""
     dims = list(range(-len(normalized_shape), 0))
-    return dims, math.prod(normalized_shape), math.prod(input.shape[d] for d in dims)
+    count = math.prod(normalized_shape) if channels is None or len(dims) > 1 else channels
+    return dims, count, math.prod(input.shape[d] for d in dims)
 
 
 def layer_norm(
@@ -56,26 +57,37 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    channels: int | None = None,
 ) -> Tensor:
-    """`F.layer_norm` over `normalized_shape` elements of which the last dimensions of `input` hold the rest."""
+    """`F.layer_norm` over `normalized_shape` elements, or `channels` in one dimension, of which the last dimensions of
+    `input` hold the rest."""
     if has_torch_function((input,)):  # a tracer sees one operation
-        return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps)
+        options = {} if channels is None else {"channels": channels}
+        return handle_torch_function(layer_norm, (input,), input, normalized_shape, weight, bias, eps, **options)
     if input.is_nested:
-        norm = functools.partial(layer_norm, normalized_shape=normalized_shape, weight=weight, bias=bias, eps=eps)
-        return torch.nested.as_nested_tensor([norm(sequence) for sequence in input.unbind()])
-    dims, count, width = _trailing(input, normalized_shape)
+        rest: dict[str, Any] = {"weight": weight, "bias": bias, "eps": eps, "channels": channels}
+        return torch.nested.as_nested_tensor([layer_norm(one, normalized_shape, **rest) for one in input.unbind()])
+    dims, count, width = _trailing(input, normalized_shape, channels)
     if count == width:
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     return _affine(_standardise(_laid_out(input), dims, count, count - width, eps).to(input.dtype), weight, bias)
 
 
 def rms_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    channels: int | None = None,
 ) -> Tensor:
-    """`F.rms_norm` over `normalized_shape` elements of which the last dimensions of `input` hold the rest."""
+    """`F.rms_norm` over `normalized_shape` elements, or `channels` in one dimension, of which the last dimensions of
+    `input` hold the rest."""
     if has_torch_function((input,)):
-        return handle_torch_function(rms_norm, (input,), input, normalized_shape, weight, eps)
-    dims, count, width = _trailing(input, normalized_shape)
+        options = {} if channels is None else {"channels": channels}
+        return handle_torch_function(rms_norm, (input,), input, normalized_shape, weight, eps, **options)
+    dims, count, width = _trailing(input, normalized_shape, channels)
     if count == width:
         return F.rms_norm(input, normalized_shape, weight, eps)
     wide = _laid_out(input)
@@ -154,15 +166,16 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
 
 def _counting(channels: int) -> dict[int, Any]:
     """By id: what counts `channels` channels in place of PyTorch's norms, and of the modules that hold them."""
-    replaced: dict[str, Callable[..., Tensor]] = {
+    norms: dict[str, Any] = {
         "layer_norm": layer_norm,
         "rms_norm": rms_norm,
-        "group_norm": functools.partial(group_norm, channels=channels),
-        "batch_norm": functools.partial(batch_norm, channels=channels),
+        "group_norm": group_norm,
+        "batch_norm": batch_norm,
     }
-    plain = {  # the last argument of these is whether cuDNN may be used
-        "layer_norm": lambda *args, cudnn_enable=True: layer_norm(*args[:5]),
-        "rms_norm": rms_norm,
+    replaced = {name: functools.partial(norm, channels=channels) for name, norm in norms.items()}
+    plain: dict[str, Any] = {  # the last argument of two of these is whether cuDNN may be used
+        "layer_norm": lambda *args, cudnn_enable=True: layer_norm(*args[:5], channels=channels),
+        "rms_norm": replaced["rms_norm"],
         "group_norm": lambda *args, cudnn_enabled=True: group_norm(*args[:5], channels=channels),
     }
     functional = _copied(F, replaced)

@@ -19,7 +19,7 @@ from torch import fx
 class Node:
     """One operation (`call_function`), parameter or constant (`get_attr`), argument (`placeholder`) or `output`."""
 
-    __slots__ = ("args", "graph", "inputs", "kwargs", "meta", "op", "target", "users")
+    __slots__ = ("args", "graph", "inputs", "kwargs", "meta", "op", "place", "target", "users")
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Node:
         meta: dict[str, Any],
     ) -> None:
         self.graph = graph
+        self.place = len(graph.nodes)  # among those that ran, in order
         self.op = op
         self.target = target
         self.args = args

@@ -219,8 +219,7 @@ def _compare(
     batch: int | None,
     kept: Kept | None = None,
 ) -> Comparison | str:
-    """One run of both; or what the masked model raises if it does not take the call: another batch size, train mode
-    without targets."""
+    """One run of both; or what the masked model raises if it does not take the call, as train mode without targets."""
     try:
         expected = outcome(pair[0], call, mode)
     except Exception as error:  # whatever the user's code raises
@@ -240,23 +239,24 @@ def _apart(
     least: Sequence[float] = (),
 ) -> tuple[float, float]:
     """How far a model is from what the other gave: its outputs, and in train mode what the call left in the buffers
-    that both have, if they are to be compared."""
+    that both have, if they are to be compared; what was made anew, in another shape, is not."""
     try:
         outputs, buffers = outcome(small, call, mode, level)
     except Exception:  # it fails where the original runs
         return float("inf"), float("inf")
     names = _statistics(small, expected) if mode == "train" and kept is not None else []
     wanted = [_left(expected[1][name], (kept or {}).get(name, {})) for name in names]
-    return errors([*outputs, *(buffers[name] for name in names)], [*expected[0], *wanted], least)
+    left = [
+        b if (b := buffers[n]).shape == small.get_buffer(n).shape else w for n, w in zip(names, wanted, strict=True)
+    ]
+    return errors([*outputs, *left], [*expected[0], *wanted], least)
 
 
 def _reconsidered(
     row: Comparison, pair: Sequence[nn.Module], call: Call, expected: Outcome, kept: Kept | None
 ) -> Comparison:
-    """The comparison again: rounding is not compared with itself, and then random numbers are held constant.
-
-    That proves nothing where the inputs do not matter any more, for they are multiplied with what became zero.
-    """
+    """The comparison again: rounding is not compared with itself, then random numbers are held constant. That proves
+    nothing where the inputs do not matter any more, for they are multiplied with what became zero."""
     names = _statistics(pair[1], expected) if row.mode == "train" and kept is not None else []
     least = grains(pair[0], call, row.mode, names) if row.dtype == "float64" else []
     found = [_apart(pair[1], call, row.mode, expected, kept, None, least)]

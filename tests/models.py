@@ -2773,3 +2773,212 @@ for parts, units in ((2, [4, 4]), (3, [2])):
         parts=parts,
         out=conv(8, 4),
     )
+
+
+def _padded_in_time(m: Any, x: Tensor) -> Tensor:
+    """A causal convolution that looks back as far as its kernel is long: not at all, if that is one."""
+    h = m.a(x)
+    return m.out(torch.cat([m.repeated(h[:, :, :1]), h], 2))  # type: ignore[no-any-return]
+
+
+for name, repeated in [
+    ("repeat", lambda h: h.repeat(1, 1, 0, 1)),
+    ("tile", lambda h: h.tile(1, 1, 0, 1)),
+    ("repeat_interleave", lambda h: h.repeat_interleave(0, 2)),
+]:
+    case(f"nothing in front: {name}", [8], _padded_in_time, a=conv(3, 8), out=conv(8, 4), repeated=repeated)
+case(
+    "channels that are taken never",
+    [8],
+    lambda m, x: m.out(torch.cat([m.a(x), m.b(x).repeat(1, 0, 1, 1)], 1)),
+    kept={"b.weight[0]": "no elements"},
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+)
+
+
+def _compared(m: Any, x: Tensor) -> Tensor:
+    """What is narrower than the layer is filled up: nothing is, as PyTorch Geometric's gated graph convolutions do."""
+    h = m.a(x)
+    if h.size(1) > m.width:
+        raise ValueError("too wide")
+    if h.size(1) < m.width:
+        h = torch.cat([h, h.new_zeros(h.size(0), m.width - h.size(1), *h.shape[2:])], 1)
+    return m.out(m.b(h))  # type: ignore[no-any-return]
+
+
+case("compared with an attribute", [8, 8], _compared, a=conv(3, 8), b=conv(8, 8), out=conv(8, 4), width=8)
+case(
+    "one size for: the wider of two is chosen",
+    [8],
+    lambda m, x: m.out(g if (g := m.b(x)).shape[1] > (h := m.a(x)).shape[1] else h) + m.other(g),
+    a=conv(3, 8),
+    b=conv(3, 8),
+    out=conv(8, 4),
+    other=conv(8, 4),
+)
+
+
+def _added_in_place(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).flatten(2).transpose(1, 2)
+    h += m.places
+    return m.out(m.n(h))  # type: ignore[no-any-return]
+
+
+case(
+    "positions added in place behind two views",
+    [8],
+    _added_in_place,
+    a=conv(3, 8, bias=False),
+    places=parameter(1, 64, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)
+
+
+def _written_too_late(m: Any, x: Tensor) -> Tensor:
+    """What is read after a write is no longer zero; what was read before is."""
+    h = m.a(x).flatten(2).transpose(1, 2)
+    before, _ = h.sum(2), h.add_(1)
+    return m.out(h.transpose(1, 2)) + before[:, None]  # type: ignore[no-any-return]
+
+
+case("written after it was read", [8], _written_too_late, a=conv(3, 8, bias=False), out=nn.Conv1d(8, 4, 1))
+case(
+    "written before it is read",
+    [],
+    lambda m, x: m.out(m.n(h) if (h := m.a(x).flatten(2).transpose(1, 2)).add_(1) is not None else h),
+    kept={"a.weight[0]": "may not be zero after add"},
+    a=conv(3, 8, bias=False),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)
+
+
+def _masked_attention(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).flatten(2).mT
+    q, k, v = (part(h).view(2, 64, m.heads, -1).transpose(1, 2) for part in (m.q, m.k, m.v))
+    seen = (x[:, :1].flatten(2) > 0).to(x.dtype)
+    return m.out(F.scaled_dot_product_attention(q, k * m.scale, v, m.spread(m, seen)).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+for name, spread in [
+    ("expand", lambda m, seen: seen[:, None].expand(-1, m.heads, 64, -1)),
+    ("broadcast_to", lambda m, seen: seen[:, None].broadcast_to(2, m.heads, 64, 64)),
+    ("repeat", lambda m, seen: seen[:, None].repeat(1, m.heads, 64, 1)),
+    ("repeat_interleave", lambda m, seen: seen.repeat_interleave(m.heads, 0).view(-1, m.heads, 1, 64)),
+    ("repeat of a batch", lambda m, seen: seen.repeat(m.heads, 1, 1).view(m.heads, -1, 1, 64).transpose(0, 1)),
+    ("zeros", lambda m, seen: seen[:, None] + torch.zeros(2, m.heads, 64, 64)),
+]:
+    case(
+        f"a mask for every head: {name}",
+        [4, 6],
+        _masked_attention,
+        a=conv(3, 6),
+        q=nn.Linear(6, 32),
+        k=nn.Linear(6, 32),
+        v=nn.Linear(6, 32),
+        scale=nn.Parameter(torch.ones(8)),
+        out=nn.Linear(32, 4),
+        heads=4,
+        spread=spread,
+    )
+
+
+def _partly_rotated(m: Any, x: Tensor) -> Tensor:
+    """Rotary positions of some channels of each head: of all of them."""
+    h = m.a(x).flatten(2).mT
+    q, k, v = (part(h).view(2, 64, m.heads, -1).transpose(1, 2) for part in (m.q, m.k, m.v))
+    q, k = (torch.cat((t[..., : m.rotated] * m.table, t[..., m.rotated :]), -1) for t in (q, k))
+    return m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+case(
+    "nothing behind: rotary positions of all channels",
+    [4, 6],
+    _partly_rotated,
+    a=conv(3, 6),
+    q=nn.Linear(6, 32),
+    k=nn.Linear(6, 32),
+    v=nn.Linear(6, 32),
+    table=nn.Parameter(torch.ones(64, 8)),
+    out=nn.Linear(32, 4),
+    heads=4,
+    rotated=8,
+)
+case(
+    "nothing in front: memories that there are none of",
+    [8],
+    lambda m, x: m.out(
+        torch.cat([m.memories.expand(2, -1, -1).reshape(2, 0, m.memories.shape[1]), m.a(x).flatten(2).mT], 1)
+    ),
+    a=conv(3, 8),
+    memories=parameter(0, 8),
+    out=nn.Linear(8, 4),
+)
+for name, divided in [
+    ("normalize", lambda w: F.normalize(w, dim=-1)),
+    ("clamp", lambda w: w / w.norm(dim=-1, keepdim=True).clamp(min=1e-6)),
+    ("clamp_min", lambda w: w / w.abs().sum(1, keepdim=True).clamp_min(1e-6)),
+]:
+    case(
+        f"filters divided by their norms: {name}",
+        [8, 8],
+        lambda m, x: m.out(relu(F.linear(relu(F.linear(x.flatten(2).mT, m.divided(m.a))), m.divided(m.b)))),
+        a=parameter(8, 3),
+        b=parameter(8, 8),
+        out=nn.Linear(8, 4),
+        divided=divided,
+    )
+case(
+    "filters divided by norms that may be zero",
+    [],
+    lambda m, x: m.out(F.linear(x.flatten(2).mT, m.a / m.a.norm(dim=-1, keepdim=True).clamp(max=1.0))),
+    kept={"a[0]": ""},
+    a=parameter(8, 3),
+    out=nn.Linear(8, 4),
+)
+
+
+def _gained_attention(m: Any, x: Tensor) -> Tensor:
+    """Queries and keys of length one, times a gain of every head: Dehghani et al., Scaling Vision Transformers to 22
+    Billion Parameters, 2023."""
+    h = m.a(x).flatten(2).mT
+    q, k, v = (part(h).view(2, 64, m.heads, -1).transpose(1, 2) for part in (m.q, m.k, m.v))
+    q, k = (F.normalize(t, dim=-1) * m.gain for t in (q, k))
+    return m.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+for shape in ((4, 1, 8), (4, 1, 1), (8,), (1,)):
+    case(
+        f"a gain for every head of shape {shape}",
+        [4, 6],
+        _gained_attention,
+        a=conv(3, 6),
+        q=nn.Linear(6, 32),
+        k=nn.Linear(6, 32),
+        v=nn.Linear(6, 32),
+        gain=nn.Parameter(torch.ones(shape)),
+        out=nn.Linear(32, 4),
+        heads=4,
+    )
+case(
+    "learned queries behind a layer",
+    [8],
+    lambda m, x: m.out(m.a(x).flatten(2).mean(2)[:, None] * m.n(m.e(m.queries))).mean(1),
+    a=conv(3, 8),
+    queries=parameter(3, 6),
+    e=nn.Linear(6, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)
+case(
+    "learned queries that attend",
+    [8],
+    lambda m, x: m.out(m.n(torch.softmax(m.queries @ (h := m.a(x).flatten(2)), -1) @ h.mT)),
+    a=conv(3, 8, bias=False),
+    queries=parameter(3, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)

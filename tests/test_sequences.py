@@ -248,6 +248,24 @@ class Called(nn.LayerNorm):
         return self.kept(x, *how)
 
 
+class Sized(nn.Module):
+    """A norm over as much as there is."""
+
+    def __init__(self, width: int, spelling: str) -> None:
+        super().__init__()
+        self.weight, self.bias, self.spelling = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.zeros(width)),
+            spelling,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight, 1e-5) + self.bias
+        shape: Any = {"a shape": x.shape[-1:], "a list": [x.size(-1)], "the weight's": self.weight.shape}[self.spelling]
+        return F.layer_norm(x, shape, self.weight, self.bias)
+
+
 class Grouped(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, cudnn_enabled=False)
@@ -448,6 +466,10 @@ NORMS = {
         f"layer norm found in {place}": lambda place=place: Called(24, place)
         for place in ("nn", "torch.nn", "torch", "torch, without cuDNN", "another name")
     },
+    **{
+        f"norm over a size: {spelling}": lambda spelling=spelling: Sized(24, spelling)
+        for spelling in ("a shape", "a list", "the weight's", "rms")
+    },
     "rms norm by hand": lambda: WrittenRms(24),
     "rms norm with one added to the weight": lambda: Spelled(24, "one added to the weight"),
     "rms norm with a square root": lambda: Spelled(24, "a square root"),
@@ -460,6 +482,16 @@ NORMS = {
 def test_norms_over_the_last_dimension(name: str) -> None:
     small = exact(nn.Sequential(nn.Linear(16, 24), NORMS[name](), nn.Linear(24, 5)))
     assert small[0].out_features == 12
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_are_pruned_twice(name: str) -> None:
+    model = randomise(nn.Sequential(nn.Linear(16, 24), NORMS[name](), nn.Linear(24, 5)).double())
+    first = sp.prune(model, WORDS, ratio=0.25)
+    second = assert_exact(first.model, WORDS, ratio=0.5)
+    whole = first.plan.then(second.plan)
+    assert sp.verify(model, whole, WORDS).max_rel_error < 1e-12
+    torch.testing.assert_close(sp.apply(whole, model)(WORDS), second.model(WORDS), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,30 @@ def test_models_that_remember(kind: str) -> None:
     assert sp.verify(model, result.plan, rows(2, 3, 6, 6)).max_rel_error < 1e-12
 
 
+class Renewing(nn.Module):
+    """Masks are made for another batch, as SpeechBrain's light GRUs do: the buffer is replaced by one of the new width."""
+
+    masks: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.batch = 12, 8
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.register_buffer("masks", torch.ones(64, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        if self.training and self.batch != len(x):
+            self.batch, self.masks = len(x), torch.ones(64, self.width, dtype=x.dtype)
+        return self.last(h * self.masks[: len(x)] if self.training else h)  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_is_made_anew_at_the_new_width() -> None:
+    result = sp.prune(randomise(Renewing().double()), rows(2, 8))
+    assert result.plan.kept["last.weight"][1]
+    assert result.model(rows(3, 8)).shape == (3, 4)
+
+
 def test_a_run_leaves_a_model_as_it_was() -> None:
     model = randomise(Remembering("in place").double()).eval()
     before = Snapshot.of(model)

@@ -203,8 +203,15 @@ class GuardCheck:
     def _equal(self) -> tuple[Any, ...]:
         """Two sizes that were compared and are the same."""
         origin = self.guard.origin
-        compared = (origin.function.__name__, self.guard.expected) if isinstance(origin, Computed) else None
-        return origin.operands if compared in (("eq", True), ("ne", False)) else ()  # type: ignore[union-attr]
+        if not isinstance(origin, Computed):
+            return ()
+        name, operands = origin.function.__name__, origin.operands
+        if name in _ORDERING and all(isinstance(o, int) for o in operands):
+            return operands if int.__int__(operands[0]) == int.__int__(operands[1]) else ()
+        return operands if (name, self.guard.expected) in (("eq", True), ("ne", False)) else ()
+
+
+_ORDERING = frozenset({"lt", "le", "gt", "ge"})
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels import IntArray, Labels
+from ..labels import IntArray, Labels, varying
 from ..nodes import Node
 from ..sizes import AttributeOf, Computed, Size
 from .checks import Requirement, View
-from .movement import demand_numbers, move, watch
+from .movement import EMPTY, demand_numbers, move, watch
 from .site import Site, labels_in, rule
 
 
@@ -75,19 +75,19 @@ def getitem(site: Site, input: Labels, index: Any) -> Any:
         if isinstance(entry, Labels | np.ndarray):
             input = site.hold(input, dims, "it is indexed by a tensor of positions")
             plain.extend(_stand_in(entry.ndim, id(entry) in masks))
+        elif isinstance(entry, slice) and not range(*entry.indices(input.shape[dims[0]])):
+            along = input.along(dims[0])
+            if along is not None and len(varying(along)) > 1:
+                input, along = site.hold(input, dims, EMPTY), None
+            plain.append(slice(1) if along is None else entry)  # along the others what is left has labels still
         else:
-            plain.append(slice(1) if _selects_nothing(entry, input, dims) else entry)
+            plain.append(entry)
             if isinstance(entry, int) or (isinstance(entry, slice) and entry != slice(None)):
                 touched.extend(dims)
     for entry, dims in entries:
         if isinstance(entry, slice) and input.along(dims[0]) is not None:
             follow_bounds(site, entry, input, dims[0])
     return move(site, input, (tuple(plain),), {}, touched) if input.coordinates else Labels(site.shape)
-
-
-def _selects_nothing(entry: Any, input: Labels, dims: Sequence[int]) -> bool:
-    """Whether a slice is empty along a dimension without labels: along the others what is left has labels still."""
-    return isinstance(entry, slice) and input.along(dims[0]) is None and not range(*entry.indices(input.shape[dims[0]]))
 
 
 def follow_bounds(site: Site, entry: slice, input: Labels, dim: int) -> None:

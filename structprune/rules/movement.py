@@ -168,10 +168,13 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
     attribute, inverse, other = _solved(size)
     if labels and attribute is not None:
         site.followed.add(id(size))
-        origin = attribute.origin
-        why = f"{origin.module}.{origin.name} cannot be both the old size and the new one"  # type: ignore[union-attr]
         expected = lambda view: inverse(view.shape(value)[dim], view.evaluate(other))  # noqa: E731
-        site.checks.append(Requirement(site.node, attribute, expected, labels, why))
+        site.checks.append(Requirement(site.node, attribute, expected, labels, _both(attribute)))
+
+
+def _both(attribute: Size) -> str:
+    origin: Any = attribute.origin
+    return f"{origin.module}.{origin.name} cannot be both the old size and the new one"
 
 
 _INVERSES: dict[Any, Callable[[int, int], int]] = {
@@ -218,7 +221,18 @@ def repeat(site: Site, input: Labels, *repeats: Any, **kwargs: Any) -> Any:
         return Labels(site.shape)
     one_by_one = site.name == "repeat_interleave"
     counts = _counts(input, *repeats, **kwargs) if one_by_one else _in_a_row(repeats)
+    if 0 in site.shape and 0 not in input.shape and len(counts) == input.ndim:
+        return _repeated_never(site, input, counts)
     return move(site, input, repeats, kwargs, range(input.ndim), _spread(site, input, counts))
+
+
+def _repeated_never(site: Site, input: Labels, counts: Sequence[int]) -> Labels:
+    """Copies of nothing: along dimensions that are taken once, the labels are still those of the value."""
+    once = [c for c in input.coordinates if all(counts[d] == 1 for d in varying(c))]
+    site.freeze(EMPTY, Labels(input.shape, tuple(c for c in input.coordinates if not any(c is o for o in once))))
+    result = Labels(site.shape, tuple(once))
+    watch(site, input, {0: result}, range(input.ndim), EMPTY)
+    return result
 
 
 def _counts(input: Labels, repeats: Any = 1, dim: Any = None, output_size: Any = None) -> Sequence[Any]:
@@ -236,15 +250,31 @@ def _in_a_row(given: Sequence[Any]) -> Sequence[Any]:
 
 
 def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
-    """New dimensions, and those of size 1, take the labels of the dimension that their size was read from."""
+    """New dimensions, and those of size 1, take the labels of what their size is; so do those without labels that are
+    repeated as often."""
     rank = len(site.shape)
     found = []
     for d, size in enumerate(sizes, rank - len(sizes)):
         own = d - rank + input.ndim
-        vector = site.sized_like(size) if own < 0 or input.shape[own] == 1 else None
+        length = input.shape[own] if own >= 0 else 1
+        repeated = length * size == site.shape[d] and (own < 0 or input.along(own) is None)
+        vector = as_many_as(site, size) if repeated else None
         if vector is not None:
-            found.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
+            laid = np.tile(vector, length) if site.name == "repeat_interleave" else np.repeat(vector, length)
+            found.append(laid.reshape([-1 if i == d else 1 for i in range(rank)]))
     return found
+
+
+def as_many_as(site: Site, size: Any) -> IntArray | None:
+    """A label for each of so many: those of the dimension that the size was read from, or new ones, which the attribute
+    that it is will follow; None of a mere number."""
+    vector = site.sized_like(size)
+    if vector is None and _is_attribute(size) and size > 1:
+        vector = site.couplings.new(int(size))
+        left = lambda view, new=vector: int((~view.gone(new)).sum())  # noqa: E731
+        site.followed.add(id(size))
+        site.checks.append(Requirement(site.node, size, left, [vector], _both(size)))
+    return vector
 
 
 @rule("expand", "broadcast_to")
@@ -325,15 +355,8 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     site.freeze("it fills a new value", args, kwargs)
     sizes = args[0] if args and isinstance(args[0], list | tuple) else kwargs.get("size", args)
     coordinates = []
-    named = []  # sizes that are attributes: the dimension has labels of its own, and the attribute will follow
     for d, size in enumerate(sizes[: len(site.shape)]):
-        vector = site.sized_like(size)
-        if vector is None and isinstance(size, Size) and isinstance(size.origin, AttributeOf) and size > 1:
-            vector = site.couplings.new(int(size))
-            named.append((d, size))
+        vector = as_many_as(site, size)
         if vector is not None:
             coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(len(site.shape))]))
-    result = site.merge(site.shape, coordinates)
-    for d, size in named:
-        follow(site, size, result, d)
-    return result
+    return site.merge(site.shape, coordinates)

@@ -85,7 +85,7 @@ def trailing(site: Site, input: Labels, width: int, vectors: Sequence[Labels | N
     if along is not None and len(varying(along)) > 1:  # each head by itself, say
         input, along = site.held(input, (dim,), ""), None
     if along is not None and not zero and not stays_stock(site, along.size):
-        site.fix(along, f"its statistics run over it, and {site.not_zero(input)}")
+        site.fix(along, f"its statistics run over it, and {site.not_zero(input, dim)}")
     for vector in vectors:
         if vector is not None:
             site.join(input, dim, site.held(vector, others, why), dim)
@@ -101,13 +101,15 @@ def layer_norm(
     input, labels = trailing(site, input, len(normalized_shape), (weight, bias))
     if labels is not None:
         compensate(site, len(labels), labels)
+        _follow_shape(site, normalized_shape)
     return Labels(site.shape, input.coordinates)
 
 
 @rule("rms_norm")
 def rms_norm(
-    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, eps: float | None = None
-) -> Labels:
+    site: Site, input: Labels, normalized_shape: Sequence[int], weight: Labels | None = None, eps: float | None = None,
+    **kwargs: Any,
+) -> Labels:  # fmt: skip
     """A mean of squares over the last dimensions."""
     node = site.node_of(weight) if weight is not None else None
     input, labels = trailing(site, input, len(normalized_shape), (weight,))
@@ -120,7 +122,14 @@ def rms_norm(
             site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, (site.node,), instead, shape))
         else:
             compensate(site, len(labels), labels)
+            _follow_shape(site, normalized_shape)
     return Labels(site.shape, input.coordinates)
+
+
+def _follow_shape(site: Site, normalized_shape: Sequence[int]) -> None:
+    """A single size is that of what is left, or of what there was: the substitute knows how many there were."""
+    if len(normalized_shape) == 1 and not site.stock:
+        site.followed.add(id(normalized_shape[0]))
 
 
 def _told_by(size: int, path: str) -> AttributeOf | None:
@@ -184,7 +193,7 @@ def group_norm(
     else:
         site.balance(grid)
         if not zero and not stays_stock(site, grid.size):
-            site.fix(grid, f"its statistics run over it, and {site.not_zero(input)}")
+            site.fix(grid, f"its statistics run over it, and {site.not_zero(input, 1)}")
         compensate(site, grid.size, grid.reshape(-1))
     return Labels(site.shape, held.coordinates)
 

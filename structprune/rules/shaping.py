@@ -73,7 +73,7 @@ class Reshaping:
 
     def holds(self, view: View) -> bool:
         small_source, small_result = view.shape(self.source), view.shape(self.result)
-        if 0 in small_source or 0 in small_result:
+        if 0 in small_source and 0 not in self.source.shape:
             return False
         args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
         others = [
@@ -85,6 +85,8 @@ class Reshaping:
             return False
         if tuple(out.shape) != small_result:
             return False
+        if 0 in small_source:
+            return small_source == small_result
         for index, full in self._regrouped:
             small = reshape_index(take(index, view.kept(self.source)), small_source, small_result)
             if not np.array_equal(small, take(full, view.kept(self.result))):
@@ -156,12 +158,14 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, j
     """
     if not input.coordinates:
         return Labels(site.shape)
-    if 0 in input.shape:  # dimensions cannot be told apart by their sizes
+    if 0 in input.shape and input.shape != site.shape:  # dimensions cannot be told apart by their sizes
         site.freeze(EMPTY, input)
         return Labels(site.shape)
     demand_numbers(sizes)
     input = _one_of_each(site, input)
-    coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in input.coordinates]
+    coordinates = list(input.coordinates)
+    if input.shape != site.shape:
+        coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in coordinates]
     literal = [d + offset for d in literal_dims(site, sizes)]
     if literal:
         written = ", ".join(str(site.shape[d]) for d in literal)

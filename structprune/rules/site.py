@@ -65,6 +65,7 @@ class Site:
         self.modules = modules
         self.zeros = zeros  # what is known of the zeros of values so far
         self.stock = stock  # norms stay as they are, and may deviate
+        self.doubted: list[IntArray] = []  # coordinates of values whose channels stay, for they may not be zero
         self.norms: list[Any] = []  # what `rules.normalization` asks of surgery
         self._aliases: dict[int, tuple[Labels, Labels]] = {}  # by id: what it is the id of, and what that stands for
         self.followed: set[int] = set()  # sizes (by id) that are known to come out right
@@ -112,8 +113,9 @@ class Site:
         nodes = (self.node_of(v) for v in values)
         return any(n is not None and reads_zero(n, self.node, self.values, self.zeros) for n in nodes)
 
-    def not_zero(self, value: Labels) -> str:
-        """That what is removed of an argument may not be zero, and since when."""
+    def not_zero(self, value: Labels, dim: int) -> str:
+        """That what is removed of an argument may not be zero, as a sum over `dim` needs it to be, and since when."""
+        self.doubted += [c for c in value.coordinates if c.shape[dim] == 1]
         node = self.node_of(value)
         source = node and unmasked(node, self.values, self.zeros)
         if source is None:
@@ -229,7 +231,7 @@ class Site:
         if not self.zero(weight, a):
             for labels in (a.along(dim), weight.along(other_dim)):
                 if labels is not None:
-                    self.fix(labels, f"{self.name} sums over it, and {self.not_zero(a)}")
+                    self.fix(labels, f"{self.name} sums over it, and {self.not_zero(a, dim)}")
             return None
         return self.join(a, dim, weight, other_dim)
 
@@ -244,9 +246,10 @@ class Site:
                 if coordinate.any():
                     self.fix(coordinate, why)
                 continue
-            for other in [m for m in merged if set(varying(m)) & set(varying(coordinate))]:
-                merged = [m for m in merged if m is not other]
-                coordinate = self._met(coordinate, other)
+            for other in list(merged):
+                if set(varying(other)) & set(varying(coordinate)):
+                    merged = [m for m in merged if m is not other]
+                    coordinate = self._met(coordinate, other)
             merged.append(coordinate)
         return Labels.of(shape, merged)
 
@@ -255,11 +258,18 @@ class Site:
         keys, say, whose every channel meets every other.
 
         A mere vector (rotary frequencies, the weight of a norm inside each head) that meets a grid does not
-        couple the rows of the grid: it is fixed, and the grid held along it.
+        couple the rows of the grid: it is fixed, and the grid held along it. One that has a number for each row leaves
+        with the rows, where that is tried.
         """
         small, large = sorted((a, b), key=lambda c: len(varying(c)))
         dims = varying(small)
         if set(dims) < set(varying(large)) and not self.couplings.produces(small):
+            rows = is_outermost(large, dims)
+            self.couplings.met_rows |= rows
+            if rows and self.couplings.by_rows:
+                leaving = self.hold_coordinate(large, set(varying(large)) - set(dims), "")
+                self.couple(leaving, small)
+                return leaving
             self.fix(small, "it meets every row of a grid of labels (each head, say)")
             return self.hold_coordinate(large, dims, "")
         if not set(dims) <= set(varying(large)):
@@ -332,6 +342,13 @@ class Site:
         if self.has_shape:
             return Labels(self.shape)
         return {i: Labels(shape) for i, shape in self.parts.items()}
+
+
+def is_outermost(grid: IntArray, dims: Sequence[int]) -> bool:
+    """Whether labels are handed out row by row: a step along these dimensions is longer than along the others."""
+    corner = grid[(0,) * grid.ndim]
+    steps = {d: abs(int(grid[tuple(int(d == e) for e in range(grid.ndim))] - corner)) for d in varying(grid)}
+    return min(steps[d] for d in dims) > max(steps[d] for d in steps if d not in dims)
 
 
 def labels_in(value: Any) -> Iterable[Labels]:

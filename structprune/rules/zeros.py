@@ -140,7 +140,8 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("max", "min", "maximum", "minimum", "complex"):
         return _all_zero(inputs, values, zero)
     if op == "div" and len(inputs) == 2:
-        return zero(inputs[0]) and inputs[0] is node.args[0] and not _labelled(_unexpanded(inputs[1]), values)
+        below = _unexpanded(inputs[1])
+        return zero(inputs[0]) and inputs[0] is node.args[0] and (_positive(below) or not _labelled(below, values))
     if op == "mul":
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
@@ -165,6 +166,12 @@ def _unexpanded(node: Node) -> Node:
     while node.meta["op"] in _ENLARGING:
         node = node.all_input_nodes[0]
     return node
+
+
+def _positive(node: Node) -> bool:
+    """Whether a value is at least some number above zero: a norm that something may be divided by."""
+    least = _argument(node, 1, "min") if node.meta["op"] in ("clamp", "clamp_min") else 0
+    return isinstance(least, int | float) and least > 0
 
 
 def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
@@ -282,7 +289,8 @@ def _writes(node: Node) -> bool:
 
 
 def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
-    """Whether something else writes in place into what `source` shares memory with, values that may not be zero."""
+    """Whether, before it is read, something else writes in place into what `source` shares memory with, values that may
+    not be zero."""
     if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
         return False
     chain = {source}
@@ -296,7 +304,7 @@ def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node
             if _shares(user) and user not in family and user.all_input_nodes[0] in family:
                 family.add(user)
                 queue.append(user)
-    writers = [n for n in family if _writes(n) and n not in chain and n is not reader]
+    writers = [n for n in family if _writes(n) and n not in chain and n.place < reader.place]
     return any(not zero(writer) for writer in writers)
 
 
