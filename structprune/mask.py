@@ -5,6 +5,8 @@ This is the oracle that surgery is measured against, and it shares no code with 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -50,4 +52,15 @@ def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
             name = canonical.get(id(parameter), "") if parameter is not None else ""
             if name in masks:
                 prune.custom_from_mask(module, local, masks[name])
+        _put_first(module)
     return masked
+
+
+def _put_first(module: nn.Module) -> None:
+    """Masks are laid on before other hooks compute with the parameter, as `torch.nn.utils.spectral_norm` does.
+
+    `torch.nn.utils.prune` registers its hooks itself, and last; there is no public way to move one.
+    """
+    hooks: Any = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(hook, prune.BasePruningMethod)]:
+        hooks.move_to_end(key, last=False)

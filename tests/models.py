@@ -2982,3 +2982,26 @@ case(
     n=nn.LayerNorm(8),
     out=nn.Linear(8, 4),
 )
+
+
+def _aggregated(m: Any, x: Tensor) -> Tensor:
+    """Messages of heads are added up in a value of their shape, as PyTorch Geometric's attention does."""
+    rows = x.flatten(2).mT.flatten(0, 1)
+    q, k, v = (part(rows).view(-1, m.heads, m.width) for part in (m.q, m.k, m.v))
+    messages = v * (q * k).sum(-1, keepdim=True).sigmoid()
+    size = (4, *messages.size()[1:])
+    sums = messages.new_zeros(size).index_add(0, torch.arange(128) % 4, messages)
+    return m.out(sums.view(4, m.heads * m.width))  # type: ignore[no-any-return]
+
+
+case(
+    "heads added up in a value of their shape",
+    [4],
+    _aggregated,
+    q=nn.Linear(3, 32),
+    k=nn.Linear(3, 32),
+    v=nn.Linear(3, 32),
+    out=nn.Linear(32, 4),
+    heads=4,
+    width=8,
+)

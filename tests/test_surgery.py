@@ -569,3 +569,19 @@ def test_a_module_that_does_not_let_itself_be_changed(inplace: bool) -> None:
     with pytest.raises(sp.UnsupportedModelError, match=r"2\.out_features cannot be set to 4: read-only"):
         sp.prune(model, torch.randn(2, 4), ratio=0.5, inplace=inplace, verify=False)
     before.assert_unchanged(model)
+
+
+def test_masks_come_before_what_computes_with_weights() -> None:
+    """The older `spectral_norm` computes the weight in a hook, from a parameter that the mask's hook computes."""
+    norm = nn.utils.spectral_norm
+    model = randomise(nn.Sequential(norm(nn.Conv1d(1, 16, 3)), nn.ReLU(), norm(nn.Conv1d(16, 4, 1)))).eval()
+    result = sp.prune(model, torch.randn(2, 1, 64))
+    masked = sp.mask(result.plan, model).eval()
+    x = torch.randn(2, 1, 64)
+    with torch.no_grad():
+        masked(x)
+        for one in (masked, result.model):
+            for parameter in one.parameters():
+                parameter.add_(0.1)
+        torch.testing.assert_close(masked(x), result.model(x))
+        assert masked.double()(x.double()).dtype == torch.float64

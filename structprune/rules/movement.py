@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -354,9 +354,30 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
         args = args[1:]
     site.freeze("it fills a new value", args, kwargs)
     sizes = args[0] if args and isinstance(args[0], list | tuple) else kwargs.get("size", args)
-    coordinates = []
-    for d, size in enumerate(sizes[: len(site.shape)]):
+    rank = len(site.shape)
+    coordinates, rest = _grids(site, dict(enumerate(sizes[:rank])), rank)
+    for d, size in rest.items():
         vector = as_many_as(site, size)
         if vector is not None:
-            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(len(site.shape))]))
+            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
     return site.merge(site.shape, coordinates)
+
+
+def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArray], dict[int, Any]]:
+    """The coordinates over several dimensions of a value, heads and their channels, all of whose sizes are among these;
+    and the sizes that are left."""
+    read: dict[int, tuple[IntArray, dict[int, int]]] = {}  # by the coordinate's id: where each of its dimensions is now
+    for place, size in sizes.items():
+        value, dim = site.read_from(size) or (None, 0)
+        coordinate = value.along(dim) if value is not None and value.ndim else None
+        if coordinate is not None:
+            read.setdefault(id(coordinate), (coordinate, {}))[1].setdefault(dim % coordinate.ndim, place)
+    found, rest = [], dict(sizes)
+    for coordinate, places in read.values():
+        if len(places) > 1 and places.keys() == set(varying(coordinate)):
+            order = sorted(places, key=places.__getitem__)
+            shape = {places[dim]: coordinate.shape[dim] for dim in order}
+            others = [dim for dim in range(coordinate.ndim) if dim not in places]
+            found.append(coordinate.transpose(*order, *others).reshape([shape.get(d, 1) for d in range(rank)]))
+            site.followed.update(id(rest.pop(place)) for place in places.values())
+    return found, rest

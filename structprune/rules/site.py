@@ -13,7 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..labels import Couplings, IntArray, Labels, varying
 from ..nn import extended, names_norm
 from ..nodes import Node
-from ..sizes import Constant, Size
+from ..sizes import Constant, DimOf, Size
 from .checks import Check, Requirement
 from .zeros import reads_zero, unmasked
 
@@ -314,11 +314,16 @@ class Site:
 
     # -- sizes -------------------------------------------------------------------------------------------
 
-    def sized_like(self, size: Any) -> IntArray | None:
-        """The labels of the dimension that a size was read from, `x.shape[1]`."""
+    def read_from(self, size: Any) -> tuple[Labels, int] | None:
+        """The value and the dimension that a size was read from, `x.shape[1]`."""
         origin = size.origin if isinstance(size, Size) else None
-        value = self.values.get(getattr(origin, "value", None))  # type: ignore[arg-type]
-        vector = self.vector(value, origin.dim) if isinstance(value, Labels) else None  # type: ignore[union-attr]
+        value = self.values.get(origin.value) if isinstance(origin, DimOf) else None
+        return (value, origin.dim) if isinstance(value, Labels) else None  # type: ignore[union-attr]
+
+    def sized_like(self, size: Any) -> IntArray | None:
+        """The labels of the dimension that a size was read from."""
+        source = self.read_from(size)
+        vector = self.vector(*source) if source is not None else None
         if vector is not None:
             self.followed.add(id(size))
         return vector
