@@ -1824,12 +1824,12 @@ def _found(x: Tensor) -> Tensor:
 
 for name, empty, why in [
     ("a slice", lambda h, x: h[:0], "output"),
-    ("permuted", lambda h, x: h[:0].permute(0, 2, 3, 1), "no elements"),
+    ("permuted", lambda h, x: h[:0].permute(0, 2, 3, 1), "output"),
     ("in parts", lambda h, x: torch.stack(h[:0].split([3, 5], 1)[1].unbind(1)), "no elements"),
-    ("the second axis", lambda h, x: h[:, :, :0].transpose(1, 3), "no elements"),
+    ("the second axis", lambda h, x: h[:, :, :0].transpose(1, 3), "output"),
     ("flattened", lambda h, x: h[:0].flatten(1), "no elements"),
     ("a mask", lambda h, x: h[_found(x)], "output"),
-    ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "no elements"),
+    ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "output"),
     ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "fixed"),
     ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "fixed"),
 ]:
@@ -3004,4 +3004,18 @@ case(
     out=nn.Linear(32, 4),
     heads=4,
     width=8,
+)
+
+
+case(
+    "nothing in front: memories that are moved about",
+    [8],
+    lambda m, x: m.out(
+        torch.cat(
+            [m.memories.unsqueeze(0).expand(2, -1, -1).permute(2, 0, 1), m.a(x).flatten(2).permute(1, 0, 2)], 2
+        ).permute(1, 2, 0)
+    ),
+    a=conv(3, 8),
+    memories=parameter(0, 8),
+    out=nn.Linear(8, 4),
 )

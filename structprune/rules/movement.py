@@ -48,8 +48,9 @@ def move(
     demand_numbers(args, kwargs)
     shapes = {0: site.shape} if site.has_shape else site.parts
     moved: dict[int, list[IntArray]] = {i: [] for i in shapes}
+    filled = input.shape if touched else tuple(n or 1 for n in input.shape)  # where nothing is, there are labels still
     for coordinate in input.coordinates:
-        for i, result in enumerate(run_on(site, coordinate, input.shape, args, kwargs)):
+        for i, result in enumerate(run_on(site, coordinate, filled, args, kwargs)):
             if i in moved:
                 moved[i].append(compress(result))
     results = {i: site.merge(shape, [*moved[i], *new]) for i, shape in shapes.items()}
