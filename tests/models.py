@@ -3019,3 +3019,72 @@ case(
     memories=parameter(0, 8),
     out=nn.Linear(8, 4),
 )
+
+
+def _reordered(m: Any, x: Tensor) -> Tensor:
+    """Rows are put at positions that differ from example to example, as masked autoencoders put theirs."""
+    h, other = (part(x).flatten(2).mT[:, :4] for part in (m.a, m.b))
+    batch, places = torch.arange(2)[:, None], torch.tensor([[2, 0, 5, 7], [1, 3, 4, 6]])
+    out = torch.zeros(2, 8, m.width, dtype=x.dtype)
+    m.put(out, batch, places, h)
+    return m.out(out[:, :4]) + m.other(other)  # type: ignore[no-any-return]
+
+
+def _put_by_index(out: Tensor, batch: Tensor, places: Tensor, h: Tensor) -> None:
+    out[batch, places] = h
+
+
+for name, put in [
+    ("setitem", _put_by_index),
+    ("index_put", lambda out, batch, places, h: out.index_put_((batch, places), h)),
+    ("index_put, added", lambda out, batch, places, h: out.index_put_((batch, places), h, accumulate=True)),
+]:
+    case(
+        f"rows at positions of each example: {name}",
+        [8, 4],
+        _reordered,
+        a=conv(3, 8),
+        b=conv(3, 4),
+        out=nn.Linear(8, 4),
+        other=nn.Linear(4, 4),
+        width=8,
+        put=put,
+    )
+case(
+    "numbers at positions of channels",
+    [],
+    lambda m, x: m.out(_filled(m.a(x), (torch.arange(2)[:, None], torch.tensor([[0, 3], [1, 5]])), 0.5)),
+    kept={"a.weight[0]": "written into by position"},
+    a=conv(3, 8),
+    out=conv(8, 4),
+)
+
+
+case(
+    "a norm of what was written at positions",
+    [8],
+    lambda m, x: m.out(
+        m.n(
+            _filled(
+                torch.zeros(2, 64, m.width, dtype=x.dtype),
+                (torch.arange(2)[:, None], torch.tensor([[3, 5, 7], [0, 1, 2]])),
+                m.a(x).flatten(2).mT[:, :3],
+            )
+        )
+    ),
+    a=conv(3, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+    width=8,
+)
+case(
+    "a norm of what was filled with ones at positions",
+    [],
+    lambda m, x: m.out(
+        m.n(_filled(m.a(x).flatten(2).mT, (torch.arange(2)[:, None], torch.tensor([[3, 5, 7], [0, 1, 2]])), 1.0))
+    ),
+    kept={"a.weight[0]": "may not be zero after setitem"},
+    a=conv(3, 8),
+    n=nn.LayerNorm(8),
+    out=nn.Linear(8, 4),
+)

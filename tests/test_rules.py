@@ -561,7 +561,12 @@ USES: dict[str, list[Use]] = {
         ),
     )
     + use(0, lambda h, m, x: F.cosine_similarity(h.sigmoid(), h, dim=1)),
-    "index_put": use(0, lambda h, m, x: h.index_put((torch.tensor([0]),), torch.zeros((), dtype=h.dtype))),
+    "index_put": use(
+        8,
+        lambda h, m, x: h.index_put((torch.tensor([0]),), torch.zeros((), dtype=h.dtype)),
+        lambda h, m, x: h.mT.index_put((torch.tensor([0]),), m.b(x).mT[:1], accumulate=True).mT,
+    )
+    + use(0, lambda h, m, x: h.index_put((torch.tensor([0, 1]), torch.tensor([3, 5])), torch.zeros((), dtype=h.dtype))),
     "index_select": use(8, lambda h, m, x: h.index_select(2, torch.tensor([0, 3])))
     + use(0, lambda h, m, x: h.index_select(1, torch.tensor([0, 3]))),
     "gather": use(8, lambda h, m, x: h.gather(2, h.argsort(2)))

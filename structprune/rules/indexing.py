@@ -143,24 +143,29 @@ def _stand_in(rank: int, mask: bool) -> list[torch.Tensor]:
 
 
 @rule("setitem", "index_put")
-def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any) -> Labels:
+def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any, **kwargs: Any) -> Labels:
     """What is written and what it is written into keep their sizes, except along dimensions that are written whole, or
     from one size to another."""
     why = f"it is written into by position ({site.name})"
-    several = isinstance(index, tuple)
+    several = isinstance(index, tuple) or site.name == "index_put"
     given = [_written(e) for e in (index if several else (index,))]
     nodes: Any = site.node.args[1] if several else site.node.args[1:2]
     masks = {id(e): e.ndim for e, node in zip(given, nodes, strict=True) if _is_mask(e, node)}
-    if site.name != "setitem" or _nested(index) or 0 in masks.values() or not _writable(given):
+    if (not several and _nested(index)) or 0 in masks.values() or not _writable(given, masks):
         site.freeze(why, index, value, input)
         return Labels(site.shape)
     site.freeze("it holds positions", index)
     used = [masks.get(id(e), 1) for e in given if e is not None and e is not Ellipsis]
     entries = expand_index(tuple(given), input.ndim, used)
+    spans = _spans([e for e, _ in entries], masks)
     bounded = _bounded_by_sizes(site, input, entries)
     input = site.hold(input, [d for e, dims in entries if not _is_whole(e) for d in dims if d not in bounded], why)
-    region = tuple(n for e, dims in entries for n in _region(e, [input.shape[d] for d in dims], id(e) in masks))
-    met = [Labels(region, tuple(c[_taken(entries, c, masks)] for c in input.coordinates))]
+    region = tuple(
+        n
+        for (e, dims), span in zip(entries, spans, strict=True)
+        for n in _region(e, [input.shape[d] for d in dims], span)
+    )
+    met = [Labels(region, tuple(c[_taken(entries, c, spans)] for c in input.coordinates))]
     if bounded:
         watch(site, input, {0: met[0]}, bounded, run=_subscript)
     for written in labels_in(value):  # it may have more dimensions, of size 1
@@ -178,23 +183,30 @@ def _nested(index: Any) -> bool:
     return isinstance(index, list) and any(not isinstance(e, int) for e in index)
 
 
-def _writable(given: Sequence[Any]) -> bool:
-    """Whether these are slices and numbers, or slices and one tensor."""
-    tensors = [e for e in given if isinstance(e, Labels | np.ndarray)]
-    alone = len(tensors) == 1 and not any(isinstance(e, int) for e in given)
-    return all(map(_understood, given)) and (not tensors or alone)
+def _writable(given: Sequence[Any], masks: Mapping[int, int]) -> bool:
+    """Whether these are slices and numbers, or slices and tensors next to one another: one, or several of positions."""
+    places = [i for i, e in enumerate(given) if isinstance(e, Labels | np.ndarray)]
+    together = len(places) < 2 or (places == list(range(places[0], places[-1] + 1)) and not masks)
+    return all(map(_understood, given)) and (not places or (together and not any(isinstance(e, int) for e in given)))
+
+
+def _spans(given: Sequence[Any], masks: Mapping[int, int]) -> list[int]:
+    """How many dimensions of what is selected come from each entry that is a tensor: of several, from the first."""
+    ranks = [1 if id(e) in masks else e.ndim for e in given if isinstance(e, Labels | np.ndarray)]
+    left = iter([max(ranks, default=0)] + [0] * len(ranks))
+    return [next(left) if isinstance(e, Labels | np.ndarray) else 0 for e in given]
 
 
 def _is_whole(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or (isinstance(entry, slice) and entry == slice(None))
 
 
-def _region(entry: Any, sizes: Sequence[int], mask: bool) -> Sequence[int]:
+def _region(entry: Any, sizes: Sequence[int], span: int) -> Sequence[int]:
     """The sizes of what an entry selects; 1 for positions, however many there are."""
     if isinstance(entry, slice):
         return [len(range(*entry.indices(sizes[0])))]
     if isinstance(entry, Labels | np.ndarray):
-        return [1] * (1 if mask else entry.ndim)
+        return [1] * span
     return sizes if entry is Ellipsis else [] if isinstance(entry, int) else [1]
 
 
@@ -214,17 +226,16 @@ def _subscript(array: IntArray, shape: tuple[int, ...], args: Any, kwargs: Any) 
     return [np.broadcast_to(array, shape)[args[0]]]
 
 
-def _taken(entries: Sequence[tuple[Any, list[int]]], labels: IntArray, masks: Mapping[int, int]) -> tuple[Any, ...]:
+def _taken(entries: Sequence[tuple[Any, list[int]]], labels: IntArray, spans: Sequence[int]) -> tuple[Any, ...]:
     """What selects the labels of a region: they are constant along whatever is not selected whole, or by a range."""
     parts: list[Any] = []
-    for entry, dims in entries:
+    for (entry, dims), span in zip(entries, spans, strict=True):
         if isinstance(entry, slice):
             parts.append(entry if labels.shape[dims[0]] > 1 else slice(None))
         elif entry is Ellipsis:
             parts += [slice(None)] * len(dims)
         elif isinstance(entry, Labels | np.ndarray):
-            rank = 1 if id(entry) in masks else entry.ndim
-            parts += [slice(None) if rank else 0, *[0] * (len(dims) - 1), *[None] * (rank - 1)]
+            parts += [slice(None) if span else 0, *[0] * (len(dims) - 1), *[None] * (span - 1)]
         else:
             parts.append(0 if isinstance(entry, int) else None)
     return tuple(parts)

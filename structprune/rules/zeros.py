@@ -202,6 +202,7 @@ _ENLARGING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "repeat
 # Where what is written is found.
 _WRITTEN = {
     "masked_scatter": (2, "source"),
+    **dict.fromkeys(("setitem", "index_put"), (2, "values")),
     **dict.fromkeys(("index_add", "index_copy", "index_reduce"), (3, "source")),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), (3, "src")),
 }
