@@ -134,7 +134,7 @@ def _two_pictures(batch: int, size: int) -> Any:
 
 
 def cases(group: str) -> list[Case]:
-    """The cases of one set: torchvision-cnn, torchvision, timm, transformers."""
+    """The cases of one set: torchvision-cnn, torchvision, timm, transformers, others."""
     if group == "torchvision-cnn":
         return torchvision_cnns()
     if group == "torchvision":
@@ -143,7 +143,7 @@ def cases(group: str) -> list[Case]:
     return found
 
 
-SETS = ("torchvision-cnn", "torchvision", "timm", "transformers")
+SETS = ("torchvision-cnn", "torchvision", "timm", "transformers", "others")
 TITLES = {
     "torchvision-cnn": "convolutional networks of torchvision",
     "torchvision": "transformers and ConvNeXt of torchvision",

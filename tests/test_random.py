@@ -353,7 +353,7 @@ def space_to_depth(draw: Any, net: Architecture) -> None:
 def in_place(draw: Any, net: Architecture) -> None:
     i = choose(draw, net)
     j = choose(draw, net, lambda width: width == net.widths[i])
-    kind = draw(st.sampled_from(["add_", "mul_", "sigmoid_", "view", "setitem"]))
+    kind = draw(st.sampled_from(["add_", "mul_", "sigmoid_", "view", "two views", "read before", "setitem", "share"]))
 
     def forward(m: nn.ModuleDict, v: list[Tensor]) -> Tensor:
         x = v[i].clone()
@@ -362,11 +362,85 @@ def in_place(draw: Any, net: Architecture) -> None:
         elif kind == "view":
             x = x.contiguous()
             x.flatten(2).add_(v[j].flatten(2)).sigmoid_()
+        elif kind in ("two views", "read before"):
+            x = x.contiguous()
+            before = x.sum(1, keepdim=True) if kind == "read before" else 0
+            y = x.flatten(2).mT
+            y += v[j].flatten(2).mT
+            x = y.mT.unflatten(2, x.shape[2:]) + before
+        elif kind == "share":
+            x[:, : x.shape[1] // 2] = v[j][:, : x.shape[1] // 2]
         else:
             x = x.sigmoid_() if kind == "sigmoid_" else getattr(x, kind)(v[j])
         return x
 
     net.add(f"in place: v{i}.{kind}(v{j})", net.widths[i], forward)
+
+
+class Twice(nn.Module):
+    """Two layers whose values are viewed by one attribute."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width, self.first, self.second = width, nn.Conv2d(inputs, width, 1), nn.Conv2d(inputs, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = (layer(x).view(x.shape[0], self.width, *x.shape[2:]) for layer in (self.first, self.second))
+        return torch.cat([one.relu(), other], 1)
+
+
+@step
+def twice(draw: Any, net: Architecture) -> None:
+    i, width = choose(draw, net), draw(st.sampled_from([2, 4, 6]))
+    apply_part(net, i, Twice(net.widths[i], width), 2 * width)
+
+
+@step
+def shift(draw: Any, net: Architecture) -> None:
+    """A share of the channels is moved in space, written into zeros or joined again."""
+    parts = draw(st.sampled_from([2, 3, 4]))
+    i = choose(draw, net, lambda width: width % parts == 0)
+    written = draw(st.booleans())
+
+    def forward(m: nn.ModuleDict, v: list[Tensor]) -> Tensor:
+        x = v[i]  # type: ignore[index]
+        fold = x.shape[1] // parts
+        if not written:
+            return torch.cat([x[:, :fold].roll(1, 2), x[:, fold:]], 1)
+        out = torch.zeros_like(x)
+        out[:, :fold, 1:] = x[:, :fold, :-1]
+        out[:, fold:] = x[:, fold:]
+        return out
+
+    if i is not None:
+        net.add(f"v{i}, 1 of {parts} parts shifted", net.widths[i], forward)
+
+
+@step
+def filters_of_length_one(draw: Any, net: Architecture) -> None:
+    i, width = choose(draw, net), width_of(draw)
+    name = net.part(nn.Conv2d(net.widths[i], width, 1))
+
+    def forward(m: nn.ModuleDict, v: list[Tensor]) -> Tensor:
+        return F.conv2d(v[i], F.normalize(m[name].weight.flatten(1), dim=1)[..., None, None])
+
+    net.add(f"{name}(v{i}), filters of length one", width, forward)
+
+
+@step
+def learned_queries(draw: Any, net: Architecture) -> None:
+    """A table of queries looks at all places; what they see is standardised, and added up in every place."""
+    i, rows = choose(draw, net), draw(st.integers(1, 3))
+    width = net.widths[i]
+    name = net.part(nn.ParameterDict({"q": nn.Parameter(torch.ones(rows, width))}))
+    norm = net.part(nn.LayerNorm(width))
+
+    def forward(m: nn.ModuleDict, v: list[Tensor]) -> Tensor:
+        h = v[i].flatten(2)
+        seen = m[norm](torch.softmax(torch.tanh(m[name]["q"] @ h), -1) @ h.mT)
+        return seen.sum(1)[:, :, None, None].expand_as(v[i])
+
+    net.add(f"{rows} queries of v{i}", width, forward)
 
 
 def anything(width: int) -> bool:
@@ -388,6 +462,7 @@ one("{x}.mean((2, 3))", anything, lambda w: w, lambda x: x.mean((2, 3), keepdim=
 one("{x} / {x}.shape[1]", anything, lambda w: w, lambda x: x / x.shape[1])
 one("{x}.detach()", anything, lambda w: w, lambda x: x.detach())
 one("maxout of pairs({x})", lambda w: w % 2 == 0, lambda w: w // 2, lambda x: x.unflatten(1, (-1, 2)).amax(2))
+one("nothing beside {x}", anything, lambda w: w, lambda x: torch.cat([x[:, :, :0], x, x[:, :, 8:].flip(3)], 2))
 one("glu({x})", lambda w: w % 2 == 0, lambda w: w // 2, lambda x: F.glu(x, 1))
 one("view({x})", anything, lambda w: w, lambda x: x.reshape(x.shape[0], x.shape[1], -1).view(x.shape))
 one("unfold, fold({x})", anything, lambda w: w, lambda x: F.fold(F.unfold(x, 2, stride=2), x.shape[2:], 2, stride=2))
