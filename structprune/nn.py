@@ -48,7 +48,7 @@ def _trailing(input: Tensor, normalized_shape: Sequence[int], channels: int | No
     """The last dimensions, how many elements they held, and how many they hold."""
     dims = list(range(-len(normalized_shape), 0))
     count = math.prod(normalized_shape) if channels is None or len(dims) > 1 else channels
-    return dims, count, math.prod(input.shape[d] for d in dims)
+    return dims, count, math.prod([input.shape[d] for d in dims])
 
 
 def layer_norm(
@@ -164,6 +164,7 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     )
 
 
+@functools.cache
 def _counting(channels: int) -> dict[int, Any]:
     """By id: what counts `channels` channels in place of PyTorch's norms, and of the modules that hold them."""
     norms: dict[str, Any] = {

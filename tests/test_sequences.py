@@ -482,6 +482,8 @@ NORMS = {
 def test_norms_over_the_last_dimension(name: str) -> None:
     small = exact(nn.Sequential(nn.Linear(16, 24), NORMS[name](), nn.Linear(24, 5)))
     assert small[0].out_features == 12
+    torch.compiler.reset()  # it counts how often the code of one class was compiled
+    torch.testing.assert_close(torch.compile(small, backend="eager", fullgraph=True)(WORDS), small(WORDS))
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -170,8 +170,10 @@ def _unexpanded(node: Node) -> Node:
 
 def _positive(node: Node) -> bool:
     """Whether a value is at least some number above zero: a norm that something may be divided by."""
-    least = _argument(node, 1, "min") if node.meta["op"] in ("clamp", "clamp_min") else 0
-    return isinstance(least, int | float) and least > 0
+    if node.meta["op"] not in ("clamp", "clamp_min"):
+        return False
+    bounds = (_argument(node, 1, "min"), _argument(node, 2, "max"))
+    return bounds[0] is not None and all(b is None or (isinstance(b, int | float) and b > 0) for b in bounds)
 
 
 def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
