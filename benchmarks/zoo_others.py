@@ -62,7 +62,6 @@ VISION: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         **STAGES, "dim": 16, "heads": (2, 2, 2, 4), "ssa_dim_key": (8,) * 4, "reduction_factor": (4, 2, 1, 1),
         "window_size": (4, 4, None, None),
     }),
-    "SepViT": ("sep_vit", "SepViT", 64, {**STAGES, "dim": 16, "heads": (2, 2, 4, 4), "window_size": 2, "dim_head": 8}),
 }  # fmt: skip
 
 
