@@ -3088,3 +3088,26 @@ case(
     n=nn.LayerNorm(8),
     out=nn.Linear(8, 4),
 )
+
+
+def _shared_keys(m: Any, x: Tensor) -> Tensor:
+    """Every key and value serves several queries, as many as an attribute says: Ainslie et al., GQA, 2023."""
+    h = m.a(x).flatten(2).mT
+    q, k, v = (part(h).view(2, 64, -1, 4).transpose(1, 2) for part in (m.q, m.k, m.v))
+    k, v = (
+        t[:, :, None].expand(2, t.shape[1], m.repeats, 64, 4).reshape(2, t.shape[1] * m.repeats, 64, 4) for t in (k, v)
+    )
+    return m.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+case(
+    "keys repeated as often as an attribute says",
+    [4, 6],
+    _shared_keys,
+    a=conv(3, 6),
+    q=nn.Linear(6, 32),
+    k=nn.Linear(6, 16),
+    v=nn.Linear(6, 16),
+    out=nn.Linear(32, 4),
+    repeats=2,
+)
