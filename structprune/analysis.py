@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrors
 from .inventory import Inventory
-from .labels import BoolArray, Couplings, IntArray, Labels, NotANumberError, Roots, varying
+from .labels import BoolArray, Couplings, IntArray, Labels, NotANumberError, Roots
 from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
-from .rows import uneven_rows
+from .rows import only_row, uneven_rows
 from .rules import RULES, Site, apply_rule
 from .rules.checks import Check, GuardCheck, Requirement, View
 from .rules.folds import held_folds
@@ -58,7 +58,7 @@ class Space:
     partial: dict[int, IntArray] = field(default_factory=dict)  # by id: coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
-        self.couplings = Couplings(self.columns, self.by_rows)
+        self.couplings = Couplings(self.columns, self.by_rows, self.unlabelled)
         self.modules: Mapping[str, nn.Module] = self.parts.modules
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
@@ -191,7 +191,9 @@ class Space:
 
     def _unequal(self, checks: Sequence[Check]) -> list[Check]:
         """The checks that hold only while several groups lose equally many, which coupling them makes sure of."""
-        several = [check for check in checks if self._uncoupled(check) or self._uneven(check) is not None]
+        uneven = self._uneven(checks)
+        told = [check for check in checks if isinstance(check, Requirement) and check.size.origin in uneven]
+        several = [check for check in checks if self._uncoupled(check)] + told
         families = self.families() if several else []
         views = [self.view(removed) for removed in unequal_removals(families, self.couplings.roots().count)]
         return [check for check in several if not all(check.holds(view) for view in views)]
@@ -205,17 +207,23 @@ class Space:
                 self.couplings.couple(a, b, check.node)
             if new:
                 return True
-        told = {check.size.origin: check for check in failed if isinstance(check, Requirement)}
-        grids = [(grid, check.node) for check in told.values() if (grid := self._uneven(check)) is not None]
-        for grid, node in grids:
+        grids = self._uneven(failed)
+        for grid, node in grids.values():
             self.couplings.balance(grid, node)
         return bool(grids)
 
-    def _uneven(self, check: Check) -> IntArray | None:
-        """The dimensions whose size one attribute tells, in rows of equal length, if they may lose unequally many."""
-        leaf = check.size.origin if isinstance(check, Requirement) else None
-        told = self._labels_of(leaf) if isinstance(leaf, AttributeOf) else []
-        return uneven_rows(told, self.couplings.roots())
+    def _uneven(self, checks: Sequence[Check]) -> dict[Any, tuple[IntArray, Node]]:
+        """By attribute: the dimensions whose size it tells, in rows, where these may lose unequally many."""
+        roots = self.couplings.roots()
+        told = {check.size.origin: check.node for check in checks if isinstance(check, Requirement)}
+        several = {
+            leaf: labels for leaf in told if isinstance(leaf, AttributeOf) and (labels := self._labels_of(leaf))[1:]
+        }
+        return {
+            leaf: (grid, told[leaf])
+            for leaf, labels in several.items()
+            if (grid := uneven_rows(labels, roots)) is not None
+        }
 
     def _uncoupled(self, check: Check, dividing: bool = True) -> tuple[IntArray, IntArray] | None:
         """The first two dimensions that should have the same size and are free to differ."""
@@ -263,18 +271,10 @@ class Space:
         roots = self.couplings.roots()
         changed = False
         for coordinate, node in self.grids:
-            units = roots[coordinate]
-            dims = [d for d in varying(units) if (units != units.take([0], axis=d)).any()]
-            if len(dims) < 2:
-                continue
-
-            def free(dim: int, units: IntArray = units) -> int:
-                return int((units > 0).all(axis=tuple(d for d in range(units.ndim) if d != dim)).sum())
-
-            best = max(dims, key=free)
-            first = coordinate[tuple(slice(None) if d == best else slice(0, 1) for d in range(units.ndim))]
-            self.couplings.couple(coordinate, np.broadcast_to(first, coordinate.shape), node)
-            changed = True
+            row = only_row(coordinate, roots)
+            if row is not None:
+                self.couplings.couple(coordinate, np.broadcast_to(row, coordinate.shape), node)
+                changed = True
         return changed
 
     def _doubtful(self) -> list[Check]:
@@ -340,12 +340,12 @@ class Space:
         wide = ((roots[grid], node) for grid, node in self.couplings.whole if grid.shape[1] > 1)
         return frozenset(node for units, node in wide if units[0, 0] and (units == units[0, 0]).all())
 
-    def held_in_vain(self) -> frozenset[tuple[str, int]]:
-        """Dimensions of parameters that stay, while others stay because what goes of these might not be zero."""
+    def held_in_vain(self) -> frozenset[Any]:
+        """Dimensions of parameters, and attributes that are sizes, that stay and hold others, as if they could go."""
         roots = self.couplings.roots()
-        doubted = [c.reshape(-1) for c in self.doubted if not roots[c].any()]
-        labels = np.concatenate([np.zeros(1, np.int64), *doubted])
-        return frozenset((name, dim) for name, dim, own in self.dimensions if doubted and np.isin(own, labels).any())
+        labels = np.concatenate([[0], *(c.reshape(-1) for c in self.doubted if not roots[c].any())])
+        known = [*(((name, dim), own) for name, dim, own in self.dimensions), *self.couplings.named]
+        return frozenset(key for key, own in known if len(labels) > 1 and np.isin(own, labels).any())
 
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""

@@ -175,10 +175,14 @@ class Couplings:
     irregular couplings (slices, shuffles, grids) are solved label by label.
     """
 
-    def __init__(self, columns: Collection[Any] = (), by_rows: bool = False) -> None:
+    def __init__(
+        self, columns: Collection[Any] = (), by_rows: bool = False, unlabelled: Collection[Any] = frozenset()
+    ) -> None:
         self.columns = columns  # the nodes whose grids are to lose columns, though their rows could leave whole
         self.by_rows = by_rows  # whether a vector along the rows of a grid (a gain for each head) leaves with them
         self.met_rows = False  # whether there is any
+        self.unlabelled = unlabelled  # dimensions of parameters, and attributes, whose labels need not be known
+        self.named: list[tuple[Any, IntArray]] = []  # attributes that say how large something is, and its labels
         self.count = 1
         self.pairs: list[tuple[IntArray, IntArray, Any]] = []  # (labels, labels, the node that couples them)
         self.fixed: list[tuple[IntArray, str, Any]] = []  # (labels, why, the node that fixes them)

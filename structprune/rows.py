@@ -1,4 +1,4 @@
-"""Rows: dimensions whose sizes one number tells, of which each must lose as many as any other."""
+"""Rows of labels: values stay rectangles, and dimensions whose size one number tells lose equally many."""
 
 from __future__ import annotations
 
@@ -9,16 +9,34 @@ import numpy as np
 from .labels import IntArray, Roots, varying
 
 
+def only_row(coordinate: IntArray, roots: Roots) -> IntArray | None:
+    """The labels along one dimension, that which leaves most free, that are to stand for all: where units vary over
+    several, what is left would be no rectangle."""
+    units = roots[coordinate]
+    dims = [d for d in varying(units) if (units != units.take([0], axis=d)).any()]
+    if len(dims) < 2:
+        return None
+
+    def free(dim: int) -> int:
+        return int((units > 0).all(axis=tuple(d for d in range(units.ndim) if d != dim)).sum())
+
+    best = max(dims, key=free)
+    return coordinate[tuple(slice(None) if d == best else slice(0, 1) for d in range(units.ndim))]
+
+
 def uneven_rows(dimensions: Sequence[IntArray], roots: Roots) -> IntArray | None:
     """The labels of these dimensions in rows of equal length, if they may lose unequally many; None if they cannot, or
     where nothing could make sure of it."""
+    units = [roots.row(labels) for labels in dimensions]
+    if all(one is units[0] for one in units):  # as most often, they are one and the same
+        return None
     lines = [_line(labels, roots) for labels in dimensions]
     width = min((line.size for line in lines), default=1)
-    if len(lines) < 2 or width < 2 or any(line.size % width for line in lines):
+    if width < 2 or any(line.size % width for line in lines):
         return None
     grid = np.concatenate([_in_rows(line, width, roots) for line in lines])
-    units = np.sort(roots[grid], axis=1)
-    return grid if units[:, 0].all() and (units != units[0]).any() else None
+    rows = np.sort(roots[grid], axis=1)
+    return grid if rows[:, 0].all() and (rows != rows[0]).any() else None
 
 
 def _line(labels: IntArray, roots: Roots) -> IntArray:

@@ -3111,3 +3111,29 @@ case(
     out=nn.Linear(32, 4),
     repeats=2,
 )
+
+
+for name, tiled in [
+    ("expand", lambda m, h: h[:, None].expand(-1, m.copies, -1)),
+    ("zeros", lambda m, h: h[:, None] + torch.zeros(2, m.copies, 1, dtype=h.dtype)),
+]:
+    case(
+        f"channels in as many copies as an attribute says: {name}",
+        [8],
+        lambda m, x: m.out(m.tiled(m, m.a(x).mean((2, 3))).flatten(1)),
+        a=conv(3, 8),
+        out=nn.Linear(24, 4),
+        copies=3,
+        tiled=tiled,
+    )
+    case(
+        f"a norm behind as many copies as an attribute says: {name}",
+        [8, 6],
+        lambda m, x: m.out(m.n(m.b(m.tiled(m, m.a(x).mean((2, 3)))))),
+        a=conv(3, 8),
+        b=nn.Linear(8, 6),
+        n=nn.LayerNorm(6),
+        out=nn.Linear(6, 4),
+        copies=3,
+        tiled=tiled,
+    )

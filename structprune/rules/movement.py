@@ -270,8 +270,9 @@ def as_many_as(site: Site, size: Any) -> IntArray | None:
     """A label for each of so many: those of the dimension that the size was read from, or new ones, which the attribute
     that it is will follow; None of a mere number."""
     vector = site.sized_like(size)
-    if vector is None and _is_attribute(size) and size > 1:
+    if vector is None and _is_attribute(size) and size > 1 and size.origin not in site.couplings.unlabelled:
         vector = site.couplings.new(int(size))
+        site.couplings.named.append((size.origin, vector))
         left = lambda view, new=vector: int((~view.gone(new)).sum())  # noqa: E731
         site.followed.add(id(size))
         site.checks.append(Requirement(site.node, size, left, [vector], _both(size)))

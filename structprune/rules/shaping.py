@@ -137,15 +137,16 @@ def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
 
 
 def _one_of_each(site: Site, input: Labels) -> Labels:
-    """Where several labelled dimensions become one, the first stays free, or what varies over others besides, as heads
-    and their channels do: coupled crosswise, none would."""
+    """Where several labelled dimensions become one, one stays free: coupled crosswise, none would. It is what varies
+    over others besides, as heads and their channels do, or the first that filters make."""
     coordinates = list(input.coordinates)
     for left, _ in regroup(input.shape, site.shape):
         met = [c for d in left for c in coordinates if c.shape[d] > 1]
         vectors = [c for c in met if len(varying(c)) == 1]
-        for inner in vectors if len(vectors) < len(met) else vectors[1:]:
-            site.fix(inner, "it is joined with another dimension")
-            coordinates = [c for c in coordinates if c is not inner]
+        vectors.sort(key=lambda c: not site.couplings.produces(c))
+        for other in vectors[1:] if len(vectors) == len(met) else vectors:
+            site.fix(other, "it is joined with another dimension")
+            coordinates = [c for c in coordinates if c is not other]
     if len(coordinates) == len(input.coordinates):
         return input
     result = Labels(input.shape, tuple(coordinates))
