@@ -44,9 +44,7 @@ class Space:
     programs: Sequence[Program]
     stock: bool = False  # norms stay as they are
     columns: frozenset[Node] = frozenset()  # the operations whose groups lose channels, though they could leave whole
-    unlabelled: frozenset[tuple[str, int]] = (
-        frozenset()
-    )  # dimensions of parameters, by name, that all are known to stay
+    unlabelled: frozenset[Any] = frozenset()  # what an earlier attempt found to be held in vain
     by_rows: bool = False  # see Couplings
     norms: list[Swap | Fold] = field(default_factory=list)
     doubted: list[IntArray] = field(default_factory=list)  # coordinates of values that are not zero in all of them

@@ -13,7 +13,7 @@ def only_row(coordinate: IntArray, roots: Roots) -> IntArray | None:
     """The labels along one dimension, that which leaves most free, that are to stand for all: where units vary over
     several, what is left would be no rectangle."""
     units = roots[coordinate]
-    dims = [d for d in varying(units) if (units != units.take([0], axis=d)).any()]
+    dims = _uneven_along(units)
     if len(dims) < 2:
         return None
 
@@ -22,6 +22,11 @@ def only_row(coordinate: IntArray, roots: Roots) -> IntArray | None:
 
     best = max(dims, key=free)
     return coordinate[tuple(slice(None) if d == best else slice(0, 1) for d in range(units.ndim))]
+
+
+def _uneven_along(units: IntArray) -> list[int]:
+    """The dimensions along which units are not all alike."""
+    return [d for d in varying(units) if (units != units.take([0], axis=d)).any()]
 
 
 def uneven_rows(dimensions: Sequence[IntArray], roots: Roots) -> IntArray | None:
@@ -43,8 +48,7 @@ def _line(labels: IntArray, roots: Roots) -> IntArray:
     """Labels along the one dimension over which their units vary: heads, of heads and their channels."""
     if labels.size == max(labels.shape):
         return labels.reshape(-1)
-    units = roots[labels]
-    dims = [d for d in varying(labels) if (units != units.take([0], axis=d)).any()]
+    dims = _uneven_along(roots[labels])
     return labels[tuple(slice(None) if [d] == dims else 0 for d in range(labels.ndim))].reshape(-1)
 
 

@@ -32,7 +32,7 @@ _KEEP = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
-    positive _pack_padded_sequence _pad_packed_sequence""".split()
+    positive prelu _pack_padded_sequence _pad_packed_sequence""".split()
 ).union(TRANSFORMS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
@@ -132,8 +132,6 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op == "scaled_dot_product_attention":
         value = _argument(node, 2, "value")
         return value in inputs and zero(value)
-    if op == "prelu":  # zero, whatever the slopes
-        return zero(inputs[0])
     padded = op in _PADS and _argument(node, _PADS[op], "value")
     if op in ("cat", "stack", "pad_sequence"):
         return all(zero(n) for n in inputs if _labelled(n, values)) and not padded
