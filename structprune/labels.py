@@ -90,6 +90,11 @@ class Labels:
     __lt__ = __le__ = __gt__ = __ge__ = __mod__ = __mul__ = __rmul__ = _no_number
 
 
+def place(vector: IntArray | None, rank: int, dim: int) -> list[IntArray]:
+    """A coordinate along one dimension of a value of this rank."""
+    return [] if vector is None else [vector.reshape([-1 if d == dim % rank else 1 for d in range(rank)])]
+
+
 class Roots:
     """The number of every label's unit, from 1; 0 for everything that is fixed.
 

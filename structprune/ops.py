@@ -34,8 +34,8 @@ VIEWS = frozenset(
     unbind select unfold chunk split split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes expand
     broadcast_to broadcast_tensors expand_as view reshape _unsafe_view flatten ravel view_as reshape_as unflatten
     getitem item contiguous detach to as_tensor asarray float double half bfloat16 type type_as data cpu cuda diagonal
-    real imag view_as_real view_as_complex conj resolve_conj resolve_neg positive dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_dropout feature_alpha_dropout einsum""".split()
+    linalg_diagonal real imag view_as_real view_as_complex conj resolve_conj resolve_neg positive dropout dropout1d
+    dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout einsum""".split()
 )
 
 # Fourier transforms, along one dimension, two or several.
@@ -48,8 +48,8 @@ _SPECIAL = {"expit": "sigmoid", "psi": "digamma", "gammaln": "lgamma", "gammainc
 _ALIASES = dict(  # what PyTorch has under several names
     pair.split("=")
     for pair in """absolute=abs arccos=acos arccosh=acosh arcsin=asin arcsinh=asinh arctan=atan arctan2=atan2
-    arctanh=atanh clip=clamp concat=cat concatenate=cat divide=div fix=trunc greater=gt greater_equal=ge less=lt
-    less_equal=le linalg_matmul=matmul moveaxis=movedim multiply=mul negative=neg not_equal=ne row_stack=vstack
+    arctanh=atanh clip=clamp concat=cat concatenate=cat divide=div fix=trunc ger=outer greater=gt greater_equal=ge
+    less=lt less_equal=le linalg_matmul=matmul moveaxis=movedim multiply=mul negative=neg not_equal=ne row_stack=vstack
     subtract=sub swapaxes=transpose swapdims=transpose true_divide=div _grouped_mm=grouped_mm""".split()
 )
 _REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
@@ -171,6 +171,7 @@ _OPERANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "addr": (("input",), ("vec1",), ("vec2",)),
     "mv": (("input",), ("vec",)),
     "dot": (("input",), ("tensor",)),
+    "outer": (("input",), ("vec2",)),
     "scaled_dot_product_attention": (("query",), ("key",), ("value",)),
 }
 _USUAL = (("input",), ("other", "mat2"))

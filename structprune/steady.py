@@ -25,6 +25,9 @@ def drawn(
     named = {name: value for name, value in kwargs.items() if name != "generator"}
     if known.name == "gumbel_softmax":
         return _without_noise(*args, **named)
+    if known.python and "fractional_max_pool" in known.name and named.get("_random_samples", *args[5:]) is None:
+        rank = int(known.name.partition("pool")[2][0])
+        return function(*args[:5], **{**named, "_random_samples": _places(level, args[0], rank)})
     if known.python:  # it calls the others
         return None
     if known.inplace and known.name in _FILLED:
@@ -77,6 +80,11 @@ _FILLED: dict[str, Callable[..., Tensor]] = {
     "normal": _normal, "uniform": _uniform, "exponential": _exponential,
     "bernoulli": lambda level, p=0.5: _coin(level, p),
 }  # fmt: skip
+
+
+def _places(level: float, input: Tensor, rank: int) -> Tensor:
+    """Where the windows of a fractional pooling lie, [N, C, rank]."""
+    return input.new_full((input.shape[0] if input.ndim > rank + 1 else 1, input.shape[-rank - 1], rank), level)
 
 
 def _without_noise(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:

@@ -229,6 +229,35 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: torch.tensordot(h, x, 0).sum((2, 3, 4)),
     )
     + use(0, lambda h, m, x: torch.tensordot(h.sigmoid(), m.b(x).exp(), ([1], [1]))),
+    "inner": use(
+        8,
+        lambda h, m, x: torch.inner(h.mean((2, 3)), m.square),
+        lambda h, m, x: torch.inner(m.vector, h.movedim(1, -1)),
+        lambda h, m, x: torch.inner(h, x),
+    )
+    + use(0, lambda h, m, x: torch.inner(h.mean((2, 3)).exp(), m.square.exp())),
+    "outer": use(
+        8,
+        lambda h, m, x: torch.outer(h[0, :, 0, 0], x[0, 0, 0]).T,
+        lambda h, m, x: torch.outer(x[0, 0, 0], vec2=h[0, :, 0, 0]),
+        lambda h, m, x: torch.outer(m.vector, h[0, :, 0, 0]) @ h[1].flatten(1),
+    ),
+    "addmv": use(
+        8,
+        lambda h, m, x: torch.addmv(x[:, 0, 0, 0], h.mean((2, 3)), m.vector, beta=2),
+        lambda h, m, x: torch.addmv(m.vector, h[0].flatten(1), x[0, 0].flatten()),
+    ),
+    "addr": use(8, lambda h, m, x: torch.addr(h.mean((2, 3)), x[:, 0, 0, 0], m.vector, alpha=0.5)),
+    "addbmm": use(
+        8,
+        lambda h, m, x: torch.addbmm(m.vector, x.flatten(2).mT, h.flatten(2)[:, :, :3].mT),
+        lambda h, m, x: torch.addbmm(m.square, m.square.expand(2, -1, -1), h.flatten(2) @ h.flatten(2).mT),
+    ),
+    "linalg_multi_dot": use(
+        8,
+        lambda h, m, x: torch.linalg.multi_dot([h.mean((2, 3)), m.square.T, m.square]),
+        lambda h, m, x: torch.linalg.multi_dot([m.vector, h[0].flatten(1), x[0].flatten(1).T, x[0, :, 0, 0]])[None],
+    ),
     "cdist": use(
         8,
         lambda h, m, x: torch.cdist(h.flatten(2).mT, m.square),
@@ -360,7 +389,31 @@ USES: dict[str, list[Use]] = {
     "select": use(8, lambda h, m, x: h.select(2, 1)),
     "tril": use(8, lambda h, m, x: h.tril()) + use(0, lambda h, m, x: h.flatten(2).tril(diagonal=-1)),
     "triu": use(8, lambda h, m, x: h.triu()) + use(0, lambda h, m, x: h.flatten(2).triu(1)),
-    "diagonal": use(8, lambda h, m, x: h.diagonal(dim1=2, dim2=3)),
+    "diagonal": use(
+        8,
+        lambda h, m, x: h.diagonal(dim1=2, dim2=3),
+        lambda h, m, x: torch.einsum("nchw,ndhw->ncd", h, m.b(x)).diagonal(0, 1, 2),
+    )
+    + use(0, lambda h, m, x: h.diagonal(-1, 1, 2), lambda h, m, x: torch.diagonal(h)),
+    "linalg_diagonal": use(8, lambda h, m, x: torch.linalg.diagonal(h)),
+    "diag_embed": use(
+        8,
+        lambda h, m, x: torch.diag_embed(h.mean((2, 3))) @ m.square.T,
+        lambda h, m, x: h.diag_embed(dim1=1, dim2=3).sum(-1),
+        lambda h, m, x: torch.diag_embed(h[..., 0], dim1=0).sum(3),
+        lambda h, m, x: m.square @ torch.diag_embed(h.mean((2, 3)).exp()),
+    )
+    + use(0, lambda h, m, x: torch.diag_embed(h.mean((2, 3)), 1)),
+    "diag": use(
+        8,
+        lambda h, m, x: h.mean((2, 3)) @ torch.diag(m.vector),
+        lambda h, m, x: torch.diag(h[:, :, 0, 0].T @ h[:, :, 1, 1]),
+    )
+    + use(0, lambda h, m, x: torch.diag(h.mean((2, 3)), diagonal=-1)),
+    "atleast_1d": use(8, lambda h, m, x: torch.atleast_1d(h)),
+    "atleast_2d": use(8, lambda h, m, x: torch.atleast_2d(h[0, :, 0, 0]))
+    + use(0, lambda h, m, x: torch.atleast_2d(h, m.vector)[0]),
+    "atleast_3d": use(8, lambda h, m, x: torch.atleast_3d(h.mean((2, 3)))),
     "rot90": use(8, lambda h, m, x: h.rot90(1, (2, 3)), lambda h, m, x: h.rot90(2, (1, 2))),
     "unfold": use(8, lambda h, m, x: h.unfold(2, 2, 1))
     + use(4, lambda h, m, x: h.unfold(1, 2, 2))
@@ -419,10 +472,21 @@ USES: dict[str, list[Use]] = {
     ),
     "cat": use(8, lambda h, m, x: torch.cat([h, m.b(x), x], 1)),
     "hstack": use(8, lambda h, m, x: torch.hstack([h, x, h])),
-    "column_stack": use(8, lambda h, m, x: torch.column_stack([h, x, h]))
-    + use(0, lambda h, m, x: torch.column_stack([h[0, :, 0, 0], m.vector])),
-    "vstack": use(8, lambda h, m, x: torch.vstack([h, m.b(x)])),
-    "dstack": use(8, lambda h, m, x: torch.dstack([h, m.b(x)])),
+    "column_stack": use(
+        8,
+        lambda h, m, x: torch.column_stack([h, x, h]),
+        lambda h, m, x: torch.column_stack([h[0, :, 0, 0], m.vector]).T,
+        lambda h, m, x: torch.column_stack([h[0, :, 0, 0], m.square.T]).T,
+    ),
+    "vstack": use(
+        8, lambda h, m, x: torch.vstack([h, m.b(x)]), lambda h, m, x: torch.vstack([m.square, h[0, :, 0, 0], m.vector])
+    ),
+    "dstack": use(
+        8,
+        lambda h, m, x: torch.dstack([h, m.b(x)]),
+        lambda h, m, x: torch.dstack([h[0, :, 0, 0], m.vector]),
+        lambda h, m, x: torch.dstack([h[0].flatten(1), m.b(x)[1].flatten(1)]).transpose(0, 1),
+    ),
     "stack": use(8, lambda h, m, x: torch.stack([h, m.b(x)], 1), lambda h, m, x: torch.stack([h, m.b(x)], -1)),
     # new values
     **{
@@ -590,6 +654,7 @@ USES: dict[str, list[Use]] = {
     },
     "log_sigmoid": use(8, lambda h, m, x: F.logsigmoid(h)),
     "isclose": use(8, lambda h, m, x: torch.where(torch.isclose(h, m.b(x)), h, m.b(x))),
+    "special_ndtr": use(8, lambda h, m, x: torch.special.ndtr(h) * h),
     "fake_quantize_per_tensor_affine": use(8, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, -9, 9))
     + use(0, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 9).sum(1)),
     "floor_divide": use(
@@ -694,7 +759,13 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h.permute(0, 2, 3, 1).flatten(1),
     ),
     "ravel": use(8, lambda h, m, x: h.ravel()[None]),
-    "view_as": use(8, lambda h, m, x: h.flatten(2).view_as(h)),
+    "view_as": use(8, lambda h, m, x: h.flatten(2).view_as(h))
+    + use(
+        0,
+        lambda h, m, x: torch.arange(256.0).to(x).view_as(h) + h.exp(),
+        lambda h, m, x: h.flatten(2).view_as(torch.ones(2, 8, 4, 4)),
+        lambda h, m, x: torch.arange(256.0).to(x).reshape(2, 8, 16).view_as(h),
+    ),
     "reshape_as": use(8, lambda h, m, x: h.flatten(1).reshape_as(h)),
     "unflatten": use(8, lambda h, m, x: h.unflatten(2, (2, 2)))
     + use(4, lambda h, m, x: h.unflatten(1, (2, -1)), lambda h, m, x: h.unflatten(-3, (-1, 2)))

@@ -72,6 +72,7 @@ SPELLINGS: dict[str, list[Use]] = {
             h.flatten(2), batch2=torch.ones(len(x), 16, 16, dtype=h.dtype), batch1=m.b(x).flatten(2)
         ),
         lambda h, m, x: torch.mv(h.mean((2, 3)), vec=m.vector),
+        lambda h, m, x: torch.addmv(x[:, 0, 0, 0], vec=m.vector, mat=h.mean((2, 3))),
         lambda h, m, x: torch.dot(h[0, :, 0, 0], tensor=m.vector),
         lambda h, m, x: torch.vdot(h[0, :, 0, 0], other=m.vector),
         lambda h, m, x: torch.bmm(mat2=m.b(x).flatten(2), input=h.flatten(2).mT),
@@ -81,7 +82,6 @@ SPELLINGS: dict[str, list[Use]] = {
     )
     + use(
         0,
-        lambda h, m, x: torch.addmv(x[:, 0, 0, 0], vec=m.vector, mat=h.mean((2, 3))),
         lambda h, m, x: torch.addr(torch.ones(8, 4, dtype=h.dtype), vec2=m.third[0, 0, :4], vec1=h.mean((0, 2, 3))),
         lambda h, m, x: torch.addbmm(m.vector, batch2=m.b(x).flatten(2).mT, batch1=h.flatten(2)),
     ),

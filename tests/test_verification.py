@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,16 @@ NOISES: dict[str, Any] = {
     "signs": lambda h: h * torch.empty_like(h).uniform_(-1, 1),
     "gumbel": lambda h: h - torch.empty_like(h).exponential_().log(),
     "per row": lambda h: h * torch.rand(len(h), 1, dtype=h.dtype),
+    "pooled": lambda h: F.fractional_max_pool2d(spread(h, 5, 5), 2, output_size=2).mean((2, 3)),
+    "pooled in space": lambda h: F.fractional_max_pool3d(spread(h, 5, 5, 5), 2, 2, return_indices=True)[0].mean(
+        (2, 3, 4)
+    ),
 }
+
+
+def spread(h: Tensor, *sizes: int) -> Tensor:
+    """[N, C] -> [N, C, ...], another number everywhere."""
+    return h[(..., *[None] * len(sizes))] * torch.linspace(-1, 2, math.prod(sizes)).to(h).reshape(sizes)
 
 
 HIDING = {"window": lambda h: h * ((torch.rand_like(h) - 0.25).abs() < 0.05)}

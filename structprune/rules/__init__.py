@@ -28,6 +28,7 @@ from . import (
     attention,
     contraction,
     indexing,
+    joining,
     movement,
     normalization,
     pointwise,
@@ -42,8 +43,8 @@ from .site import RULES, Site, rule
 __all__ = ["RULES", "Labels", "Site", "apply_rule", "has_rule", "rule"]
 
 _FAMILIES = (
-    attention, contraction, indexing, movement, normalization, pointwise, recurrent, reduction, shaping, spatial,
-    written,
+    attention, contraction, indexing, joining, movement, normalization, pointwise, recurrent, reduction, shaping,
+    spatial, written,
 )  # fmt: skip
 
 

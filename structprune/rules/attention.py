@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,49 @@ def tensordot(site: Site, a: Labels, b: Labels, dims: Any = 2, **kwargs: Any) ->
     shared = set(terms[0]) & set(terms[1])
     kept = "".join(letter for term in terms for letter in term if letter not in shared)
     return _summed(site, [a, b], ["".join(term) for term in terms], kept)
+
+
+@rule("inner")
+def inner(site: Site, a: Labels, b: Labels) -> Any:
+    """[..., K] x [N, K] -> [..., N]"""
+    if not a.ndim or not b.ndim:
+        return site.broadcast([a, b], site.shape)
+    return tensordot(site, a, b, ([a.ndim - 1], [b.ndim - 1]))
+
+
+# What each product sums over, where letters are dimensions.
+_LETTERS = {
+    "outer": (["i", "j"], "ij"),
+    "addmv": (["ij", "j"], "i"),
+    "addr": (["i", "j"], "ij"),
+    "addbmm": (["bij", "bjk"], "ik"),
+}
+
+
+@rule("outer")
+def outer(site: Site, a: Labels, b: Labels) -> Labels:
+    """[M] x [N] -> [M, N]"""
+    return _summed(site, [a, b], *_LETTERS["outer"])
+
+
+@rule("addmv", "addr", "addbmm")
+def added(site: Site, input: Labels, a: Labels, b: Labels, **factors: Any) -> Labels:
+    """beta * input + alpha * (a x b)"""
+    site.freeze("it is a factor", factors)
+    return site.broadcast([input, _summed(site, [a, b], *_LETTERS[site.name])], site.shape)
+
+
+@rule("linalg_multi_dot")
+def chain(site: Site, tensors: Sequence[Labels]) -> Labels:
+    """[A, B] x [B, C] x [C, D] -> [A, D], in whatever order; the first and the last may be vectors."""
+    values = list(tensors)
+    terms = [a + b for a, b in pairwise(string.ascii_letters[: len(values) + 1])]
+    if values[0].ndim == 1:
+        terms[0] = terms[0][1:]
+    if values[-1].ndim == 1:
+        terms[-1] = terms[-1][:1]
+    once = [letter for letter, count in Counter("".join(terms)).items() if count == 1]
+    return _summed(site, values, terms, "".join(once))
 
 
 @rule("cdist")

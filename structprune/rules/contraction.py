@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 from torch.nn import functional
 
-from ..labels import IntArray, Labels
+from ..labels import IntArray, Labels, place
 from ..nodes import Node
 from ..sizes import Size
 from .checks import Requirement
 from .site import Site, rule
 
 KERNEL = "it is a kernel size"  # no channels: left out when reasons are listed
-
-
-def place(vector: IntArray | None, rank: int, dim: int) -> list[IntArray]:
-    """A coordinate along one dimension of a value of this rank."""
-    return [] if vector is None else [vector.reshape([-1 if d == dim % rank else 1 for d in range(rank)])]
 
 
 @rule("linear")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..labels import IntArray, Labels, NotANumberError, compress, varying
+from ..labels import IntArray, Labels, NotANumberError, compress, place, varying
 from ..sizes import AttributeOf, Computed, Size
 from .checks import Movement, Requirement
 from .site import Site, labels_in, rule
@@ -105,7 +105,7 @@ def triangle(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     return Labels(site.shape, site.hold(input, (-2, -1), f"{site.name} counts along it").coordinates)
 
 
-@rule("roll", "narrow", "unbind", "select", "diagonal", "rot90", "unfold")
+@rule("roll", "narrow", "unbind", "select", "rot90", "unfold")
 def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Positions count: checked wherever a labelled dimension takes part."""
     site.freeze("it is a position", args, kwargs)
@@ -114,6 +114,45 @@ def positional(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     if site.name in ("narrow", "select", "unbind", "unfold") and input.ndim:
         touched = (int(kwargs.get("dim", kwargs.get("dimension", dims[0] if dims else 0))) % input.ndim,)
     return move(site, input, args, kwargs, touched)
+
+
+@rule("atleast_1d", "atleast_2d", "atleast_3d")
+def at_least(site: Site, *tensors: Any) -> Any:
+    """Dimensions of size 1 more, if there are too few."""
+    return move(site, tensors[0], (), {}) if len(tensors) == 1 and site.has_shape else site.unknown(tensors)
+
+
+@rule("diagonal", "linalg_diagonal")
+def diagonal_of(site: Site, input: Labels, offset: int = 0, dim1: int | None = None, dim2: int | None = None) -> Labels:
+    """[..., n, n] -> [..., n]: row i goes with column i. Others are held, for where a diagonal ends depends on both."""
+    usual = (-2, -1) if site.name == "linalg_diagonal" else (0, 1)
+    dims = [int(usual[i] if d is None else d) % input.ndim for i, d in enumerate((dim1, dim2))]
+    square = input.shape[dims[0]] == input.shape[dims[1]] and int(offset) == 0
+    if square and all(input.along(d) is not None for d in dims):
+        places = site.join(input, dims[0], input, dims[1])
+        coordinates = input.without(dims)
+    else:
+        places = None
+        coordinates = site.hold(input, dims, "a diagonal runs along it").coordinates
+    rest = [c.squeeze(tuple(dims))[..., None] for c in coordinates]
+    return site.merge(site.shape, [*rest, *place(places, len(site.shape), -1)])
+
+
+@rule("diag_embed")
+def diagonal_matrices(site: Site, input: Labels, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Labels:
+    """[..., n] -> [..., n, n], with zeros beside the diagonal: row i and column i go with value i."""
+    if int(offset):
+        input = site.hold(input, (-1,), "it lies beside the diagonal")
+    places = site.vector(input, -1)
+    added = sorted(int(d) % len(site.shape) for d in (dim1, dim2))
+    rest = [np.expand_dims(c[..., 0], added) for c in input.without((-1,))]
+    return site.merge(site.shape, [*rest, *(c for d in added for c in place(places, len(site.shape), d))])
+
+
+@rule("diag")
+def diag(site: Site, input: Labels, diagonal: int = 0) -> Labels:
+    """[n] -> [n, n] or the other way round."""
+    return (diagonal_matrices if input.ndim == 1 else diagonal_of)(site, input, diagonal)
 
 
 @rule("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split")
@@ -262,7 +301,7 @@ def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
         vector = as_many_as(site, size) if repeated else None
         if vector is not None:
             laid = np.tile(vector, length) if site.name == "repeat_interleave" else np.repeat(vector, length)
-            found.append(laid.reshape([-1 if i == d else 1 for i in range(rank)]))
+            found += place(laid, rank, d)
     return found
 
 
@@ -291,55 +330,6 @@ def expand(site: Site, input: Labels, *sizes: Any, **kwargs: Any) -> Labels:
     return result
 
 
-@rule("cat", "hstack", "column_stack", "vstack", "dstack")
-def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
-    """Labels are laid end to end along `dim` and meet along the others."""
-    rank = len(site.shape)
-    dim = int(kwargs.get("axis", dim)) % rank
-    values = [t for t in tensors if t.shape != (0,)] or list(tensors)
-    if site.name in _STACKED:
-        if any(t.ndim != rank for t in values):
-            return site.unknown(values)
-        dim = min(_STACKED[site.name], rank - 1)
-    spread = {d for v in values for c in [v.along(dim)] if c is not None for d in varying(c)} - {dim}
-    ends: list[IntArray] = []
-    across: list[Labels] = []
-    for value in values:
-        end, rest = _end(site, value, dim, spread)
-        ends.append(end)
-        across.append(Labels((*value.shape[:dim], 1, *value.shape[dim + 1 :]), rest))
-    together = site.broadcast(across, (*site.shape[:dim], 1, *site.shape[dim + 1 :]))
-    laid = compress(np.concatenate(ends, axis=dim))
-    return site.merge(site.shape, [*together.coordinates, *([laid] if laid.any() else [])])
-
-
-_STACKED = {"hstack": 1, "column_stack": 1, "vstack": 0, "dstack": 2}  # the dimensions along which they lay, if there
-
-
-def _end(site: Site, value: Labels, dim: int, spread: set[int]) -> tuple[IntArray, tuple[IntArray, ...]]:
-    """What a value contributes along `dim`, filled up over the dimensions `spread`, and its other coordinates."""
-    own = [c for c in value.coordinates if c.shape[dim] > 1 or any(c.shape[d] > 1 for d in spread)]
-    merged = site.merge(value.shape, own).coordinates
-    along = next((c for c in merged if c.shape[dim] > 1 or set(varying(c)) <= spread), None)
-    shape = [n if d == dim or d in spread else 1 for d, n in enumerate(value.shape)]
-    rest = tuple(c for c in value.coordinates if not any(c is o for o in own))
-    if along is None:
-        return np.zeros(shape, np.int64), rest + tuple(merged)
-    along = site.hold_coordinate(
-        along, [d for d in varying(along) if d != dim and d not in spread], "it is concatenated"
-    )
-    return np.broadcast_to(along, shape), rest + tuple(
-        c for c in merged if c is not along and not np.shares_memory(c, along)
-    )
-
-
-@rule("stack")
-def stack(site: Site, tensors: Sequence[Labels], dim: int = 0) -> Labels:
-    """Values meet, along a new dimension that is fixed."""
-    together = site.broadcast(list(tensors), tensors[0].shape)
-    return Labels(site.shape, tuple(np.expand_dims(c, int(dim) % len(site.shape)) for c in together.coordinates))
-
-
 @rule("new")
 def new(site: Site, input: Labels, *given: Any, **kwargs: Any) -> Any:
     """x.new(2, 3), x.new((2, 3)): of x only its dtype and device are taken. A list or a tensor would be values."""
@@ -359,9 +349,7 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     rank = len(site.shape)
     coordinates, rest = _grids(site, dict(enumerate(sizes[:rank])), rank)
     for d, size in rest.items():
-        vector = as_many_as(site, size)
-        if vector is not None:
-            coordinates.append(vector.reshape([-1 if i == d else 1 for i in range(rank)]))
+        coordinates += place(as_many_as(site, size), rank, d)
     return site.merge(site.shape, coordinates)
 
 
@@ -369,11 +357,11 @@ def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArr
     """The coordinates over several dimensions of a value, heads and their channels, all of whose sizes are among these;
     and the sizes that are left."""
     read: dict[int, tuple[IntArray, dict[int, int]]] = {}  # by the coordinate's id: where each of its dimensions is now
-    for place, size in sizes.items():
+    for at, size in sizes.items():
         value, dim = site.read_from(size) or (None, 0)
         coordinate = value.along(dim) if value is not None and value.ndim else None
         if coordinate is not None:
-            read.setdefault(id(coordinate), (coordinate, {}))[1].setdefault(dim % coordinate.ndim, place)
+            read.setdefault(id(coordinate), (coordinate, {}))[1].setdefault(dim % coordinate.ndim, at)
     found, rest = [], dict(sizes)
     for coordinate, places in read.values():
         if len(places) > 1 and places.keys() == set(varying(coordinate)):
@@ -381,5 +369,5 @@ def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArr
             shape = {places[dim]: coordinate.shape[dim] for dim in order}
             others = [dim for dim in range(coordinate.ndim) if dim not in places]
             found.append(coordinate.transpose(*order, *others).reshape([shape.get(d, 1) for d in range(rank)]))
-            site.followed.update(id(rest.pop(place)) for place in places.values())
+            site.followed.update(id(rest.pop(at)) for at in places.values())
     return found, rest

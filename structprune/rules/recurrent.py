@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import IntArray, Labels
+from ..labels import IntArray, Labels, place
 from ..nodes import Node
 from .checks import Pairs, Reader, View
-from .contraction import place
 from .site import Site, rule
 
 

@@ -201,9 +201,9 @@ def flatten(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
 
 
 @rule("view_as", "reshape_as")
-def reshape_as(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Labels:
-    """The sizes are those of another value."""
-    return reshaped(site, input, ())
+def reshape_as(site: Site, input: Labels, other: Labels) -> Labels:
+    """The sizes are those of another value, and shrink with these."""
+    return site.broadcast([reshaped(site, input, ()), other], site.shape)
 
 
 @rule("unflatten")

@@ -32,7 +32,8 @@ _KEEP = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
-    positive prelu _pack_padded_sequence _pad_packed_sequence""".split()
+    positive prelu diagonal linalg_diagonal diag_embed diag atleast_1d atleast_2d atleast_3d _pack_padded_sequence
+    _pad_packed_sequence""".split()
 ).union(TRANSFORMS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
