@@ -26,7 +26,7 @@ from .weights import Weight, weights_of
 
 # What a constant plane that stands for others must have of the largest of them: weights are divided by it.
 _SHARE = 0.1
-_PASSING = ("pointwise", "movement", "shaping", "indexing", "spatial")
+_PASSING = ("pointwise", "movement", "joining", "shaping", "indexing", "spatial")
 _CHANNELWISE = frozenset({"batch_norm", "instance_norm", "embedding"})
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 _PRODUCTS = frozenset({"matmul", "bmm", "mm"})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
+from .copying import deep_copy
 from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
 from .inventory import Inventory
 from .program import Call, tensors_in
@@ -175,17 +176,35 @@ def explained(error: Exception, call: Call, path: str | None = None) -> ExampleI
     )
 
 
+def check_takes(model: nn.Module, call: Call) -> None:
+    """Raises ExampleInputsError if a model, in eval mode, does not take a call."""
+    copied = deep_copy(model).eval()
+    try:
+        with torch.no_grad():
+            copied(*call.args, **call.kwargs)
+    except Exception as error:  # whatever the user's code raises
+        raise explained(error, call) from error
+
+
 def check_placement(parts: Inventory, calls: Iterable[Call]) -> None:
-    """Device and dtype are compared before the model runs: PyTorch's own errors come from deep inside."""
-    weights = [p for p in parts.registered.values() if isinstance(p, nn.Parameter) and p.is_floating_point()]
-    if not weights:
-        return
-    devices = {p.device for p in weights}
-    dtypes = {p.dtype for p in weights}
+    """Device and dtype are compared before the model is traced: PyTorch's own errors come from deep inside. Inputs that
+    are elsewhere, or of another dtype, are tried, for a model may convert them itself."""
     for call in calls:
-        for tensor in tensors_in((call.args, dict(call.kwargs))):
-            meta = any(device.type == "meta" for device in devices)  # takes real inputs, too
-            if len(devices) == 1 and tensor.device not in devices and tensor.ndim and not meta:
-                raise ExampleInputsError(f"example_inputs is on {tensor.device}, the model on {next(iter(devices))}")
-            if tensor.is_floating_point() and len(dtypes) == 1 and tensor.dtype not in dtypes and tensor.ndim:
-                raise ExampleInputsError(f"example_inputs is {tensor.dtype}, the model {next(iter(dtypes))}")
+        if why := _misplaced(parts, call):
+            try:
+                check_takes(parts.model, call)
+            except ExampleInputsError as error:
+                raise ExampleInputsError(why) from error
+
+
+def _misplaced(parts: Inventory, call: Call) -> str:
+    """In what inputs differ from all weights; empty if they do not."""
+    weights = [p for p in parts.registered.values() if isinstance(p, nn.Parameter) and p.is_floating_point()]
+    devices, dtypes = {p.device for p in weights}, {p.dtype for p in weights}
+    meta = any(device.type == "meta" for device in devices)  # takes real inputs, too
+    for tensor in tensors_in((call.args, dict(call.kwargs))):
+        if len(devices) == 1 and tensor.device not in devices and tensor.ndim and not meta:
+            return f"example_inputs is on {tensor.device}, the model on {next(iter(devices))}"
+        if tensor.is_floating_point() and len(dtypes) == 1 and tensor.dtype not in dtypes and tensor.ndim:
+            return f"example_inputs is {tensor.dtype}, the model {next(iter(dtypes))}"
+    return ""

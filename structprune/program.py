@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Hashable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     training: bool = False
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with `function` applied to its tensors."""
+        return replace(self, args=map_tensors(function, self.args), kwargs=map_tensors(function, dict(self.kwargs)))
 
 
 @dataclass(frozen=True, eq=False)

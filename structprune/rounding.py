@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .copying import deep_copy
 from .inventory import named_tensors
-from .program import Call, map_tensors
+from .program import Call
 from .running import outcome
 from .steady import LEVELS
 
@@ -39,7 +39,7 @@ def grains(model: nn.Module, call: Call, mode: str, names: Iterable[str]) -> lis
         narrow = deep_copy(wide)
         for tensor in named_tensors(narrow).values():
             tensor.data = _narrow(tensor.data)
-        smaller = Call(map_tensors(_narrow, call.args), map_tensors(_narrow, dict(call.kwargs)))
+        smaller = call.mapped(_narrow)
         try:
             runs = [outcome(one, given, mode, LEVELS[0]) for one, given in ((wide, call), (narrow, smaller))]
             exact, coarse = ([*outputs, *(buffers[name] for name in names)] for outputs, buffers in runs)

@@ -19,7 +19,10 @@ from .program import Call, map_tensors, tensors_in
 from .restoring import Contents, other_random_numbers_kept
 from .steady import drawn
 
-_WIDER = {torch.float16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+_WIDER = {
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64),
+    **dict.fromkeys((torch.complex32, torch.complex64), torch.complex128),
+}
 
 
 class _Comparable(TorchFunctionMode):
@@ -64,7 +67,8 @@ class _Comparable(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """In float64 or complex128, if it is of fewer digits."""
     return tensor.to(_WIDER[tensor.dtype]) if tensor.dtype in _WIDER else tensor
 
 
@@ -76,7 +80,7 @@ def _all_wide(known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return args, kwargs
     kept = 1 if known.inplace else 0
     into = {k: v for k, v in kwargs.items() if k == "out"}
-    return (*args[:kept], *map_tensors(_widened, args[kept:])), {**map_tensors(_widened, kwargs), **into}
+    return (*args[:kept], *map_tensors(widened, args[kept:])), {**map_tensors(widened, kwargs), **into}
 
 
 def _made_wide(known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,7 +92,7 @@ def _made_wide(known: Operation, function: Callable[..., Any], args: tuple[Any, 
             raise
         return function(*args, **kwargs, dtype=torch.float64)
     plain = isinstance(out, Tensor) and not known.inplace and "out" not in kwargs
-    return _widened(out) if plain else out
+    return widened(out) if plain else out
 
 
 def _grouped_product(a: Tensor, b: Tensor, *, offs: Tensor, **options: Any) -> Tensor:
@@ -143,42 +147,6 @@ def _seeded() -> Iterator[None]:
         np.random.seed(1)
         random.seed(1)
         yield
-
-
-def fresh(call: Call, device: torch.device, dtype: torch.dtype) -> Call:
-    """Random numbers with the mean and spread of each example; integers and masks as they are."""
-
-    def renew(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(device)
-        if tensor.is_complex() and dtype == torch.float64:
-            return tensor.to(torch.complex128)
-        if not tensor.is_floating_point():
-            return tensor
-        values = tensor.double()
-        spread = values.std(correction=0).clamp(min=0.1) if values.numel() > 1 else 1.0
-        return (torch.randn_like(values) * spread + values.mean()).to(dtype)
-
-    return Call(map_tensors(renew, call.args), map_tensors(renew, dict(call.kwargs)))
-
-
-def variants(call: Call) -> Iterator[tuple[Call, str, int | None]]:
-    """As it is, one larger in the batch, and in train mode with a batch of at least two.
-
-    The batch is what the first tensor has along its first dimension; times and labels [batch] grow along with images.
-    """
-    first = next(tensors_in((call.args, dict(call.kwargs))), None)
-    rank = first.ndim if first is not None else 0
-    size = first.shape[0] if first is not None and rank else None
-
-    def enlarge(tensor: Tensor) -> Tensor:
-        alike = tensor.ndim and tensor.shape[0] == size and max(tensor.ndim, rank) > 1
-        return torch.cat([tensor, tensor[:1].flip(-1)]) if alike else tensor
-
-    larger = Call(map_tensors(enlarge, call.args), map_tensors(enlarge, dict(call.kwargs)))
-    yield call, "eval", size
-    if size is not None:
-        yield larger, "eval", size + 1
-    yield larger, "train", size
 
 
 def run(model: nn.Module, call: Call, mode: str) -> list[Tensor]:

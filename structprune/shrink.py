@@ -31,7 +31,7 @@ from .running import double
 from .settlement import settle
 from .surgery import apply
 from .unmask import masks_of, unmask
-from .verify import Verification, agreement, deviation, find_device
+from .verify import Verification, agreement, deviation, find_device, samples_for
 from .weights import Weight
 
 
@@ -130,7 +130,8 @@ def _shrunk(
         return small, plan, None, liveness
     device = find_device(None)
     exact = double(masked, device)
-    check = agreement((exact, _cut(exact, plan, edits)), (masked, small), calls, device, modes=("eval",))
+    samples = samples_for(exact, calls, device)
+    check = agreement((exact, _cut(exact, plan, edits)), (masked, small), samples, device, modes=("eval",))
     if not check.ok:
         raise VerificationError(str(check))
     return small, plan, check, liveness

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .copying import copies_alone, deep_copy
+from .differences import first_difference, observe, said
 from .errors import ArgumentError, VerificationError
 from .inventory import Inventory
 from .mask import zeroed
 from .plan import Kept, PruningPlan
-from .prepare import calls_of, check_model, check_placement, check_values, explained, unwrap
-from .program import Call, map_tensors, tensors_in
+from .prepare import calls_of, check_model, check_placement, check_takes, check_values, unwrap
+from .program import Call
 from .rounding import grains
-from .running import deterministic, double, errors, fresh, outcome, run, variants
+from .running import deterministic, double, errors, outcome, run, widened
+from .samples import Sample, sampled, variants
 from .steady import LEVELS
 from .stock import over_kept
 from .surgery import apply
@@ -105,25 +107,24 @@ def verify(
     original = double(model, device)
     exact = over_kept(plan, double(masked, device)), apply(plan, original) if plan.scales else double(small, device)
     with copies_alone(model, small):
+        samples = samples_for(original, calls, device, model)
         with deterministic():
-            for call in calls:
-                renewed = fresh(call, device, torch.float64)
-                _check_runs(original, renewed, model, call)
-                _check_comparable(original, exact[0], renewed)
+            for sample in samples:
+                _check_comparable(original, exact[0], sample.wide)
         deviates = deviation(exact[1], double(masked, device), calls) if plan.stock else None
-        return agreement(exact, (over_kept(plan, masked), small), calls, device, kept=plan.kept, deviates=deviates)
+        return agreement(exact, (over_kept(plan, masked), small), samples, device, kept=plan.kept, deviates=deviates)
 
 
 def agreement(
     exact: Sequence[nn.Module],
     working: Sequence[nn.Module],
-    calls: Sequence[Call],
+    samples: Sequence[Sample],
     device: torch.device,
     modes: Sequence[str] = ("eval", "train"),
     kept: Kept | None = None,
     deviates: float | None = None,
 ) -> Verification:
-    """Compares two models, given in float64 and in their own dtype, on fresh inputs like those of `calls`.
+    """Compares two models, given in float64 and in their own dtype.
 
     `kept` says which entries of the first model's running statistics the second has, if they are to be compared;
     `deviates` is what stock norms make of the difference from the masked original, if there are any. In their own
@@ -134,41 +135,54 @@ def agreement(
     skipped: dict[str, str] = {}
     failed: tuple[Call, str] | None = None
     with deterministic():
-        for call in [fresh(c, device, torch.float64) for c in calls]:
-            for one, mode, batch in variants(call):
+        for sample in samples:
+            for one, mode, batch in variants(sample.wide):
                 if mode not in modes:
                     continue
                 row = _compare(exact, one, mode, torch.float64, device, batch, kept)
                 if isinstance(row, str):
-                    skipped[mode if mode == "train" or one is call else f"a batch of {batch}"] = row
+                    skipped[mode if mode == "train" or one is sample.wide else f"a batch of {batch}"] = row
                     continue
                 rows.append(row)
                 failed = failed or (None if row.ok else (one, mode))
         if not rows:
             raise VerificationError(f"cannot verify: the model does not run in float64: {'; '.join(skipped.values())}")
-        first = _first_difference(exact, *failed) if failed else None
+        first = first_difference(exact, *failed) if failed else None
         if dtype != torch.float64 and not failed and _runs_in(dtype, device):
             pair = [deep_copy(m).to(device=device) for m in working]
-            for call in calls:
-                renewed = fresh(call, device, dtype)
-                row = _compare(pair, renewed, "eval", dtype, device, None)
+            for call in [sample.plain for sample in samples]:
+                row = _compare(pair, call, "eval", dtype, device, None)
                 if isinstance(row, Comparison) and not row.ok:
-                    row = replace(row, tolerance=max(row.tolerance, NOISE * _noise(exact[0], pair[0], renewed)))
+                    row = replace(row, tolerance=max(row.tolerance, NOISE * _noise(exact[0], pair[0], call)))
                 if isinstance(row, Comparison):
                     rows.append(row)
-                    first = first or (None if row.ok else _observe(pair[1], renewed, "eval")[1] or None)
+                    first = first or (None if row.ok else observe(pair[1], call, "eval")[1] or None)
     return _outcome(rows, first, deviates, skipped)
+
+
+def samples_for(
+    exact: nn.Module, calls: Sequence[Call], device: torch.device, model: nn.Module | None = None
+) -> list[Sample]:
+    """What to compare on: inputs that a model in float64 takes, as the `model` that it was made from takes the calls.
+
+    Raises VerificationError if it takes none, and ExampleInputsError if the `model` itself does not take the calls.
+    """
+    try:
+        return sampled(exact, calls, device)
+    except Exception as error:  # whatever the user's code raises
+        if model is not None:
+            for call in calls:
+                check_takes(model, call)
+        raise VerificationError(f"cannot verify: the model does not run in float64: {said(error)}") from error
 
 
 def deviation(model: nn.Module, reference: nn.Module, calls: Sequence[Call]) -> float:
     """max|a - b| / max|b| over the outputs of two models of equal size, in float64 and eval mode."""
     device = find_device(None)
     pair = double(model, device), double(reference, device)
+    samples = samples_for(pair[1], calls, device)
     with deterministic():
-        try:
-            runs = [[run(m, call, "eval") for m in pair] for call in (fresh(c, device, torch.float64) for c in calls)]
-        except Exception as error:  # whatever the user's code raises
-            raise VerificationError(f"cannot verify: the model does not run in float64: {_said(error)}") from error
+        runs = [[run(m, sample.wide, "eval") for m in pair] for sample in samples]
     return max(errors(found, expected)[1] for found, expected in runs)
 
 
@@ -223,7 +237,7 @@ def _compare(
     try:
         expected = outcome(pair[0], call, mode)
     except Exception as error:  # whatever the user's code raises
-        return _said(error)
+        return said(error)
     found = _apart(pair[1], call, mode, expected, kept)
     row = Comparison(mode, str(dtype).removeprefix("torch."), str(device), batch, *found, TOLERANCES[dtype])
     return row if row.ok else _reconsidered(row, pair, call, expected, kept)
@@ -261,7 +275,7 @@ def _reconsidered(
     least = grains(pair[0], call, row.mode, names) if row.dtype == "float64" else []
     found = [_apart(pair[1], call, row.mode, expected, kept, None, least)]
     if found[0][1] > row.tolerance:
-        other = Call(map_tensors(_otherwise, call.args), map_tensors(_otherwise, dict(call.kwargs)))
+        other = call.mapped(_otherwise)
         try:
             steady = [outcome(pair[0], call, row.mode, level) for level in LEVELS]
             moved = [_moved(one, outcome(pair[0], other, row.mode, at)) for one, at in zip(steady, LEVELS, strict=True)]
@@ -300,100 +314,39 @@ def _left(buffer: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
 def _noise(exact: nn.Module, working: nn.Module, call: Call) -> float:
     """How far the masked model in its own dtype is from itself in float64, by rounding alone."""
 
-    def widen(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
-    wide = Call(map_tensors(widen, call.args), map_tensors(widen, dict(call.kwargs)))
-    return errors(run(working, call, "eval"), run(exact, wide, "eval"))[1]
-
-
-def _said(error: Exception) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
-def _check_runs(original: nn.Module, renewed: Call, model: nn.Module, call: Call) -> None:
-    """Tells inputs that the model does not take from a model that does not run in float64."""
-    try:
-        run(original, renewed, "eval")
-    except Exception as error:  # whatever the user's code raises
-        try:
-            deep_copy(model).eval()(*call.args, **call.kwargs)
-        except Exception as again:
-            raise explained(again, call) from again
-        raise VerificationError(f"cannot verify: the model does not run in float64: {_said(error)}") from error
+    return errors(run(working, call, "eval"), run(exact, call.mapped(widened), "eval"))[1]
 
 
 def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> None:
     try:
         expected, again = run(masked, call, "eval"), run(masked, call, "eval")
     except Exception as error:  # whatever the user's code raises
-        raise VerificationError(f"cannot verify: the masked model does not run: {_said(error)}") from error
+        raise VerificationError(f"cannot verify: the masked model does not run: {said(error)}") from error
     if not expected:
         raise VerificationError("cannot verify: the model returns no tensors that could be compared")
     if errors(again, expected)[1] > 1e-9:
         raise VerificationError("cannot verify: the masked model differs from itself when it runs twice in eval mode")
-    finite = [t for t in expected if t.numel() > 1 and t.isfinite().all()]
-    if any(float(t.max() - t.min()) != 0 for t in finite):
+    varied = any(_varies(tensor) for tensor in expected)
+    if varied and all(bool(tensor.isfinite().all()) for tensor in expected):
         return
-    before = [t for t in run(original, call, "eval") if t.numel() > 1]
-    if before and not any(bool(t.isfinite().all()) for t in before):
+    before = run(original, call, "eval")
+    if not any(bool(tensor.isfinite().any()) for tensor in before):
         raise VerificationError(
             "cannot verify: no output of the model is finite, before anything is pruned; look for NaN or infinity in "
             "the example inputs, and for running statistics that are NaN or negative"
         )
-    if not finite and before:
+    if any(bool((b.isfinite() & ~e.isfinite()).any()) for b, e in zip(before, expected, strict=True)):
         raise VerificationError(
-            "cannot verify: no output of the masked model is finite; something divides by what became zero, or takes "
-            "its logarithm: exclude the layers that it reads"
+            "cannot verify: outputs of the masked model are not finite; something divides by what became zero, or "
+            "takes its logarithm: exclude the layers that it reads"
         )
-    if any(float(t.max() - t.min()) != 0 for t in before):
+    if not varied and any(_varies(tensor) for tensor in before):
         raise VerificationError(
             "cannot verify: every output of the masked model is constant, so that any two models would look equal; "
             "prune less, or give inputs and weights that reach the outputs"
         )
 
 
-Outputs = list[tuple[str, list[Tensor]]]
-
-
-def _first_difference(pair: Sequence[nn.Module], call: Call, mode: str) -> str | None:
-    """The first module, in the order of execution, whose output differs in every way of aligning its channels."""
-    (expected, _), (found, failure) = (_observe(model, call, mode) for model in pair)
-    if failure:
-        return failure
-    for (path, large), (_, small) in zip(expected, found, strict=False):
-        if any(not _contained(a, b) for a, b in zip(small, large, strict=False)):
-            return path or "the model"
-    return None
-
-
-def _observe(model: nn.Module, call: Call, mode: str) -> tuple[Outputs, str]:
-    """What every module returned, in order, and the module that failed and how, if one did."""
-    outputs: Outputs = []
-    entered: list[str] = []
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: entered.append(path)))
-        handles.append(
-            module.register_forward_hook(lambda m, a, out, path=path: outputs.append((path, [*tensors_in(out)])))
-        )
-    try:
-        outcome(model, call, mode, LEVELS[0])
-    except Exception as error:  # whatever the user's code raises
-        return outputs, f"{(entered and entered[-1]) or 'the model'}, which fails: {_said(error)}"
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, ""
-
-
-def _contained(small: Tensor, large: Tensor) -> bool:
-    """Whether the values of `small` occur in `large`: channels that went leave the others' values behind."""
-    if small.shape == large.shape:
-        return bool(errors([small], [large])[1] <= 1e-9)
-    values = torch.sort(large.flatten().double()).values
-    wanted = small.flatten().double()
-    at = torch.searchsorted(values, wanted).clamp(max=len(values) - 1)
-    near = torch.minimum((values[at] - wanted).abs(), (values[(at - 1).clamp(min=0)] - wanted).abs())
-    return bool((near <= 1e-9 * values.abs().max()).all())
+def _varies(tensor: Tensor) -> bool:
+    numbers = tensor[tensor.isfinite()]
+    return numbers.numel() > 1 and float(numbers.max() - numbers.min()) != 0

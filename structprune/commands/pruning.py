@@ -23,7 +23,7 @@ from ..running import double
 from ..shrink import shrink as shrink_model
 from ..stock import NORMS
 from ..storage import check_target, load, save
-from ..verify import Verification, agreement, find_device
+from ..verify import Verification, agreement, find_device, samples_for
 from ..verify import verify as verify_model
 from ..version import __version__
 from .common import (
@@ -167,7 +167,8 @@ def _check_shrunk(plan: PruningPlan, small: nn.Module, loaded: Loaded) -> Verifi
     device = find_device(None)
     pairs = [(loaded.model, small), (double(loaded.model, device), double(small, device))]
     working, exact = [(inflate(plan, less, full), less) for full, less in pairs]
-    return agreement(exact, working, calls_of(loaded.inputs), device, modes=("eval",))
+    samples = samples_for(exact[0], calls_of(loaded.inputs), device)
+    return agreement(exact, working, samples, device, modes=("eval",))
 
 
 def verify(parser: argparse.ArgumentParser) -> None:
