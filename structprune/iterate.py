@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from .api import analyze
 from .constraints import check_fraction, check_ratio
-from .errors import ArgumentError, ArgumentTypeError, VerificationError
+from .errors import ArgumentError, ArgumentTypeError, VerificationError, closest
 from .fitting import check_fits
 from .graph import ChannelGraph
 from .inventory import Inventory
@@ -24,7 +25,7 @@ from .planning import plan, split_target
 from .prepare import check_flag, unwrap
 from .progress import Checkpoint, read_checkpoint, write_checkpoint
 from .schedules import cuts
-from .storage import path_of
+from .storage import check_state, path_of
 from .surgery import apply
 from .verify import Verification
 from .verify import verify as verify_plan
@@ -101,11 +102,14 @@ def iterate(
     check_flag(inplace, "inplace")
     check_flag(verify, "verify")
     optimizers = _several(optimizer, torch.optim.Optimizer, "optimizer")
-    averages = [_averaged(average) for average in _several(ema, nn.Module, "ema")]
+    averages = _several(ema, nn.Module, "ema")
     model = unwrap(model)
-    if any(average is model for average in averages):
+    if any(_averaged(average) is model for average in averages):
         raise ArgumentError("ema holds the model itself, which is cut anyway; pass the copies of it that are to follow")
     _check_held(optimizers, model)
+    check_settings(settings)
+    for one in () if folder is None else (model, *averages):
+        check_state(one)
     analysis = {"norm": norm, "rigid": rigid}
     graph = analyze(model, example_inputs, **analysis)
     goals = _goals(graph, target, ratio, schedule, steps)
@@ -115,6 +119,14 @@ def iterate(
     latency = None if target is None else split_target(graph, target)[1]
     run = _Run(model, example_inputs, optimizers, averages, verify, analysis, settings, latency)
     return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
+
+
+def check_settings(settings: Iterable[str]) -> None:
+    """Raises ArgumentTypeError for a setting that `plan` does not have."""
+    known = inspect.signature(plan).parameters
+    for name in settings:
+        if name not in known:
+            raise ArgumentTypeError(f"there is no setting {name!r}; {closest(name, known)}")
 
 
 def _ready(folder: Any) -> Path:
@@ -170,7 +182,7 @@ def _averaged(module: nn.Module) -> nn.Module:
 
 @dataclass
 class _Run:
-    """A run: what is pruned, what is kept in step with it, and how."""
+    """A run: what is pruned, what is kept in step with it, and how. An `AveragedModel` counts what it has averaged."""
 
     model: nn.Module
     examples: Any
@@ -223,13 +235,14 @@ class _Run:
 
     def _cut(self, made: PruningPlan, model: nn.Module, inplace: bool) -> nn.Module:
         """Applies a plan to the model, its averages and the optimizer. Averages that do not fit are found first."""
-        for average in self.averages:
+        averages = list(map(_averaged, self.averages))
+        for average in averages:
             check_fits(made, Inventory(average))
         following = [follower(optimizer, made, model) for optimizer in self.optimizers]
         small = apply(made, model, inplace=inplace)
         for one in following:
             one.move(small)
-        for average in self.averages:
+        for average in averages:
             apply(made, average, inplace=True)
         return small
 

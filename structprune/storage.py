@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError, UnsupportedModelError
@@ -32,6 +32,7 @@ from .surgery import apply
 
 if TYPE_CHECKING:
     from .api import Result
+    from .iterate import Step
 
 PLAN, WEIGHTS, SUFFIX = "plan.json", "model.safetensors", ".safetensors"
 PARTIAL = ".partial"  # of files that are being written
@@ -49,16 +50,23 @@ class Saved:
 
 
 def save(
-    result: Result, path: str | os.PathLike[str], *, overwrite: bool = False, record: Mapping[str, Any] | None = None
+    result: Result | Step,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder of `plan.json` and `model.safetensors`, or one file if the path ends in `.safetensors`.
+
+    What `prune` returns is written, or a step of `iterate` once it is trained, whose plan is the whole one.
 
     Either is written beside what is there and renamed: a crash leaves what was there, or what is new, and never
     something between. The report goes along, and `record` (plain data, for JSON) with it.
 
     Raises ArgumentError if the file exists or the folder holds anything, unless `overwrite=True`, and if the model
     was given other shapes after it was pruned; ArgumentTypeError for a record that is no JSON; UnsupportedModelError
-    for a model without values, or of a kind that cannot be loaded again; OSError if the system does not let it write.
+    for a model without values, of a kind that cannot be loaded again, or with an extra state; OSError if the system
+    does not let it write.
 
     >>> structprune.save(result, "small.safetensors")
     >>> again = structprune.load("small.safetensors", "torchvision:resnet18")
@@ -66,12 +74,13 @@ def save(
     if not isinstance(getattr(result, "plan", None), PruningPlan) or not isinstance(
         getattr(result, "model", None), nn.Module
     ):
-        raise ArgumentTypeError(f"result must be what prune returns, not {type(result).__name__}")
+        raise ArgumentTypeError(f"result must be what prune returns, or iterate yields, not {type(result).__name__}")
     target = path_of(path)
     check_target(target, overwrite)
     parts = Inventory(result.model)
     check_model(parts)
     check_values(result.model)
+    check_state(result.model)
     for name, tensor in parts.registered.items():
         if tensor.dtype in _UNWRITABLE:
             raise UnsupportedModelError(f"{name} is {tensor.dtype}, which safetensors does not hold; make it complex64")
@@ -82,8 +91,9 @@ def save(
     if record is not None and not isinstance(record, Mapping):
         raise ArgumentTypeError(f"record must be a dict of plain data, for JSON, not {type(record).__name__}")
     plan = result.plan.to_json()
+    report = getattr(result, "report", None)
     try:
-        text = json.dumps({"report": result.report.to_dict(), **(record or {})})
+        text = json.dumps({**({} if report is None else {"report": report.to_dict()}), **(record or {})})
     except (TypeError, ValueError, RecursionError) as error:  # the last two for what holds itself
         raise ArgumentTypeError(f"record must be a dict of plain data, for JSON: {error}") from error
     metadata = {"schema": "1", "plan": plan, "record": text}
@@ -97,6 +107,16 @@ def save(
     write(weights, lambda at: safetensors.torch.save_model(result.model, str(at), metadata=named))
     if folder:
         write(target / PLAN, lambda at: at.write_text(plan + "\n"))
+
+
+def check_state(model: nn.Module) -> None:
+    """Raises UnsupportedModelError if a model's state holds more than tensors (see `nn.Module.get_extra_state`)."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedModelError(
+                f"{name} of the model's state is a {type(value).__name__}, which a file without pickles does not hold: "
+                "leave it out of the state, or make it a buffer"
+            )
 
 
 def path_of(path: Any, name: str = "path") -> Path:

@@ -164,7 +164,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
         if kind in _SHARED or (kind is tuple and all(type(v) in _SHARED for v in value)):
             state[key] = value
         elif kind in _CONTAINERS and not value:
-            state[key] = kind()
+            state[key] = memo.setdefault(id(value), kind())  # handles of hooks refer to such
         elif key == "_modules":
             state[key] = {n: m if m is None else copy_module(m, memo, paths) for n, m in value.items()}
         elif key in ("_parameters", "_buffers"):

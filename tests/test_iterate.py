@@ -14,6 +14,7 @@ import torch
 from helpers import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import structprune as sp
 from structprune.optimizers import follower
@@ -381,3 +382,47 @@ def test_a_run_taken_up_with_other_optimizers_cuts_nothing(count: int, tmp_path:
         next(sp.iterate(model, IMAGES, ratio=0.5, steps=2, optimizer=optimizers, folder=tmp_path, inplace=True))
     assert model.inner.out_channels == 24
     assert [id(p) for one in optimizers for group in one.param_groups for p in group["params"]] == held
+
+
+def test_an_average_that_is_taken_up_knows_what_it_has_averaged(tmp_path: Path) -> None:
+    for stop in (2, 3):
+        model = net()
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        for step in sp.iterate(model, IMAGES, ratio=0.5, steps=3, optimizer=optimizer, ema=average, folder=tmp_path):
+            if step.number == stop:
+                break
+            train(step.model, optimizer, batches(1))
+            average.update_parameters(step.model)
+        assert int(average.n_averaged) == stop - 1
+
+
+def test_what_a_step_yields_is_saved(tmp_path: Path) -> None:
+    *_, step = sp.iterate(net(), IMAGES, ratio=0.5, steps=2)
+    sp.save(step, tmp_path / "small", record={"epochs": 3})
+    again = sp.load(tmp_path / "small", net()).eval()
+    assert torch.equal(again(IMAGES), step.model.eval()(IMAGES))
+
+
+class Versioned(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 3}
+
+
+def test_a_state_that_is_no_tensors_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    model, rows = nn.Sequential(Versioned(4, 8), nn.Linear(8, 2)), torch.randn(3, 4)
+    for start in (
+        lambda: sp.iterate(model, rows, ratio=0.5, folder=tmp_path / "run"),
+        lambda: sp.save(sp.prune(model, rows, ratio=0.5), tmp_path / "small"),
+    ):
+        with pytest.raises(sp.UnsupportedModelError, match=r"0\._extra_state of the model's state is a dict"):
+            start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_there_is_not() -> None:
+    with pytest.raises(sp.ArgumentTypeError, match="no setting 'scop'; the closest are 'scope'"):
+        sp.iterate(net(), IMAGES, ratio=0.5, scop="global")

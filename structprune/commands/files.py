@@ -26,7 +26,9 @@ def report(parser: argparse.ArgumentParser) -> None:
     def run(arguments: argparse.Namespace) -> None:
         saved = read_saved(arguments.path)
         if "report" not in saved.record:
-            raise FileFormatError(f"{saved.weights} holds no report: an older version saved it")
+            raise FileFormatError(
+                f"{saved.weights} holds no report: a step of iterate has none, nor what older versions saved"
+            )
         found = Report.from_dict(saved.record["report"])
         if arguments.html:
             found.to_html(arguments.html, title=str(saved.record.get("model") or Path(arguments.path).name))
