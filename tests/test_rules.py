@@ -28,6 +28,48 @@ aten = torch.ops.aten
 BOXES = torch.tensor([[0, 0.2, 0.1, 2.7, 3.0], [1, 0.0, 1.0, 3.0, 3.5]], dtype=torch.float64)
 
 
+SQUARE = torch.eye(16, dtype=torch.float64) * 2 + torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) / 9
+
+
+def by_heads(h: Tensor, function: Callable[[Tensor], Any]) -> Any:
+    """A function of matrices of 2 x 2, of which each channel has some."""
+    return function(h.unflatten(2, (2, 2)).unflatten(4, (2, 2)).flatten(2, 3).flatten(3, 4)[:, :, :2, :2])
+
+
+def covariance(a: Tensor) -> Tensor:
+    return a @ a.mT + torch.eye(2).to(a)
+
+
+REGULAR: dict[str, Callable[[Tensor], Any]] = {
+    "inverse": lambda a: covariance(a).inverse(),
+    "linalg_inv": lambda a: torch.linalg.inv(covariance(a)),
+    "linalg_inv_ex": lambda a: torch.linalg.inv_ex(covariance(a))[0],
+    "linalg_cholesky": lambda a: torch.linalg.cholesky(covariance(a)),
+    "linalg_cholesky_ex": lambda a: torch.linalg.cholesky_ex(covariance(a))[0],
+    "cholesky_inverse": lambda a: torch.cholesky_inverse(covariance(a)),
+    "det": lambda a: a.det(),
+    "linalg_det": lambda a: torch.linalg.det(a),
+    "logdet": lambda a: covariance(a).logdet(),
+    "slogdet": lambda a: covariance(a).slogdet()[1],
+    "linalg_slogdet": lambda a: torch.linalg.slogdet(covariance(a))[1],
+    "linalg_cond": lambda a: torch.linalg.cond(covariance(a)),
+    "matrix_exp": lambda a: torch.matrix_exp(a),
+    "linalg_matrix_exp": lambda a: torch.linalg.matrix_exp(a),
+    "matrix_power": lambda a: a.matrix_power(3),
+    "linalg_matrix_power": lambda a: torch.linalg.matrix_power(a, 2),
+    "pinverse": lambda a: covariance(a).pinverse(),
+    "linalg_pinv": lambda a: torch.linalg.pinv(covariance(a)),
+    "linalg_qr": lambda a: torch.linalg.qr(covariance(a))[1],
+    "svd": lambda a: covariance(a).svd()[1],
+    "linalg_svd": lambda a: torch.linalg.svd(covariance(a))[1],
+    "linalg_svdvals": lambda a: torch.linalg.svdvals(a),
+    "linalg_eigh": lambda a: torch.linalg.eigh(covariance(a))[0],
+    "linalg_eigvalsh": lambda a: torch.linalg.eigvalsh(covariance(a)),
+    "linalg_matrix_rank": lambda a: torch.linalg.matrix_rank(covariance(a)) * a[..., 0, 0],
+    "linalg_lu_factor": lambda a: torch.linalg.lu_factor(covariance(a))[0],
+}
+
+
 class Around(nn.Module):
     """conv -> the operation -> a linear layer for each of its results."""
 
@@ -229,6 +271,22 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: torch.tensordot(h, x, 0).sum((2, 3, 4)),
     )
     + use(0, lambda h, m, x: torch.tensordot(h.sigmoid(), m.b(x).exp(), ([1], [1]))),
+    **{name: use(8, lambda h, m, x, name=name: by_heads(h, REGULAR[name])) for name in REGULAR},
+    "linalg_solve": use(8, lambda h, m, x: by_heads(h, lambda a: torch.linalg.solve(a + 3 * torch.eye(2).to(a), a)))
+    + use(8, lambda h, m, x: torch.linalg.solve(SQUARE, h.flatten(2).mT)),
+    "linalg_solve_triangular": use(
+        8,
+        lambda h, m, x: by_heads(h, lambda a: torch.linalg.solve_triangular(a, a, upper=False, unitriangular=True)),
+        lambda h, m, x: torch.linalg.solve_triangular(SQUARE, h.flatten(2), upper=True, left=False),
+    )
+    + use(0, lambda h, m, x: by_heads(h.relu(), lambda a: torch.linalg.solve_triangular(a, a, upper=False))),
+    "cholesky_solve": use(
+        8,
+        lambda h, m, x: torch.cholesky_solve(h.flatten(2).mT, SQUARE),
+        lambda h, m, x: by_heads(
+            h, lambda a: torch.cholesky_solve(a, torch.linalg.cholesky(a @ a.mT + torch.eye(2).to(a)))
+        ),
+    ),
     "inner": use(
         8,
         lambda h, m, x: torch.inner(h.mean((2, 3)), m.square),

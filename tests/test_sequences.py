@@ -1097,3 +1097,41 @@ def test_grouped_experts() -> None:
     data = [torch.randn(2, 30, 16) for _ in range(2)]
     for criterion in (sp.importance.Wanda(data), sp.importance.FLAP(data)):
         assert len(sp.plan(sp.analyze(model, words), criterion, ratio=0.5).kept["up"][1]) == 24
+
+
+class DeltaRule(nn.Module):
+    """Linear attention with the gated delta rule (Yang et al., "Gated Delta Networks", ICLR 2025), a few steps at a time:
+    the state is made of the sizes of keys and of values, and what a step adds is found by solving triangular systems."""
+
+    def __init__(self, heads: int = 4, keys: int = 3, values: int = 5) -> None:
+        super().__init__()
+        self.heads, self.keys, self.values = heads, keys, values
+        self.inner = nn.Linear(6, heads * (2 * keys + values), bias=False)
+        self.rates = nn.Linear(6, heads)
+        self.out = nn.Linear(heads * values, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, _ = x.shape
+        widths = [self.heads * self.keys, self.heads * self.keys, self.heads * self.values]
+        query, key, value = (
+            part.reshape(batch, steps, self.heads, -1).transpose(1, 2) for part in self.inner(x).split(widths, -1)
+        )
+        rates = self.rates(x).sigmoid().transpose(1, 2)[..., None]
+        heads, wide = value.shape[1], value.shape[-1]
+        state = torch.zeros(batch, heads, key.shape[-1], wide, dtype=x.dtype)
+        found = []
+        for q, k, v, b in zip(*(part.split(2, 2) for part in (query, key, value, rates)), strict=True):
+            system = (b * k @ k.mT).tril(-1)
+            new = torch.linalg.solve_triangular(system, b * v, upper=False, unitriangular=True)
+            old = torch.linalg.solve_triangular(system, b * k, upper=False, unitriangular=True)
+            new = new - old @ state
+            found.append(q @ state + (q @ k.mT).tril() @ new)
+            state = state + k.mT @ new
+        return self.out(torch.cat(found, 2).transpose(1, 2).reshape(batch, steps, -1))
+
+
+def test_heads_of_the_delta_rule_leave() -> None:
+    model = randomise(DeltaRule().double())
+    inputs = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert [(len(group), group.kind) for group in sp.analyze(model, inputs).groups] == [(4, "head")]
+    assert_exact(model, inputs)

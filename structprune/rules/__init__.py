@@ -29,6 +29,7 @@ from . import (
     contraction,
     indexing,
     joining,
+    matrices,
     movement,
     normalization,
     pointwise,
@@ -43,8 +44,8 @@ from .site import RULES, Site, rule
 __all__ = ["RULES", "Labels", "Site", "apply_rule", "has_rule", "rule"]
 
 _FAMILIES = (
-    attention, contraction, indexing, joining, movement, normalization, pointwise, recurrent, reduction, shaping,
-    spatial, written,
+    attention, contraction, indexing, joining, matrices, movement, normalization, pointwise, recurrent, reduction,
+    shaping, spatial, written,
 )  # fmt: skip
 
 

@@ -349,8 +349,16 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     rank = len(site.shape)
     coordinates, rest = _grids(site, dict(enumerate(sizes[:rank])), rank)
     for d, size in rest.items():
-        coordinates += place(as_many_as(site, size), rank, d)
+        if not _is_of_grid(site, size):
+            coordinates += place(as_many_as(site, size), rank, d)
     return site.merge(site.shape, coordinates)
+
+
+def _is_of_grid(site: Site, size: Any) -> bool:
+    """Whether a size is that of the channels inside of each head: as long as heads leave whole, it stays."""
+    value, dim = site.read_from(size) or (None, 0)
+    labels = value.along(dim) if value is not None and value.ndim else None
+    return labels is not None and len(varying(labels)) > 1
 
 
 def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArray], dict[int, Any]]:
