@@ -98,7 +98,7 @@ class Space:
         if op in ("input", "constant"):
             return Labels(node.meta["shape"])
         if op == "parameter":
-            return self._flowing(node.meta["tensor"], node.meta["shape"])
+            return self._flowing(node, node.meta["tensor"])
         args = map_nodes(self.values.__getitem__, node.args)
         if op == "output":
             for labels in labels_in(args):
@@ -107,6 +107,7 @@ class Space:
             return None
         kwargs = map_nodes(self.values.__getitem__, node.kwargs) if node.kwargs else {}
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock, self._zeros)
+        before = len(self.checks)
         try:
             out = apply_rule(site, args, kwargs)
         except NotANumberError:
@@ -118,7 +119,7 @@ class Space:
             out = site.unknown(args, kwargs)
         self.norms += site.norms
         self.doubted += site.doubted
-        self._guard_arguments(site)
+        self._guard_arguments(site, self.checks[before:])
         return out
 
     def parameter(self, name: str, shape: Sequence[int]) -> Labels:
@@ -130,20 +131,21 @@ class Space:
             found = self.parameters[name] = Labels(tuple(shape), tuple(coordinates))
         return found
 
-    def _flowing(self, name: str, shape: Sequence[int]) -> Labels:
+    def _flowing(self, node: Node, name: str) -> Labels:
         """The labels of a parameter that flow through the program."""
-        labels = self.parameter(name, shape)
-        if not self.unlabelled:
-            return labels
+        labels = self.parameter(name, node.meta["shape"])
+        if all(name in program.reused for program in self.programs):
+            for labelled in labels.coordinates:
+                self.couplings.fix(labelled, f"{name} can be made anew by {self.programs[0].reused[name]}", node)
         flowing = [c for c in labels.coordinates if (name, c.shape.index(c.size)) not in self.unlabelled]
         return Labels(labels.shape, tuple(flowing))
 
-    def _guard_arguments(self, site: Site) -> None:
+    def _guard_arguments(self, site: Site, checks: Iterable[Check]) -> None:
         """Sizes passed as numbers must keep their value, unless the rule or one of its checks looks after them."""
         node = site.node
         if not node.meta.get("sizes") or is_merely_asked(node):
             return
-        if any(not isinstance(c, Requirement) and c.node is node for c in self.checks[-4:]):
+        if any(not isinstance(check, Requirement) for check in checks):
             return
         where = node.meta["where"]
         self._watched += [
@@ -251,8 +253,7 @@ class Space:
 
     def _labels_of_sizes(self, check: Check) -> list[IntArray]:
         """The labels that change the sizes which a checked operation is given."""
-        own = check.node is not None and not isinstance(check, GuardCheck)
-        given = check.node.meta.get("sizes", ()) if own else ()  # type: ignore[union-attr]
+        given = check.node.meta.get("sizes", ()) if check.node is not None else ()
         return [labels for size in given for leaf in leaves(size) for labels in self._labels_of(leaf)]
 
     def _fix_orphans(self) -> None:

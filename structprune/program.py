@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Hashable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .nodes import Graph, Node
+from .restoring import slots_of
 from .sizes import AttributeOf, Computed, Constant, DimOf, Guard, Size
 
 
@@ -44,6 +44,7 @@ class Program:
     training: bool = False
     visits: list[Visit] = field(default_factory=list)  # of the outermost modules that were watched
     seen: set[AttributeOf] = field(default_factory=set)  # floats that something other than an operation took
+    reused: Mapping[str, str] = field(default_factory=dict)  # see `renewal`
 
     def mark_unread(self) -> None:
         """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
@@ -130,51 +131,53 @@ _CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsVi
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in a nest of containers, dataclasses and plain objects, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, int | float | str):  # sizes know the graph they are from
-        return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, _CONTAINERS):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for entry in fields(value):
-            yield from tensors_in(getattr(value, entry.name))
-    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
-        yield from tensors_in(vars(value))
-    elif hasattr(type(value), "__slots__") and not isinstance(value, type):
-        kind: Any = type(value)
-        for name in _slots(kind):
-            yield from tensors_in(getattr(value, name, None))
-
-
-@functools.cache
-def _slots(kind: Any) -> tuple[str, ...]:
-    """The attributes that the instances of a class have places for."""
-    found = [getattr(base, "__slots__", ()) for base in kind.__mro__]
-    return tuple(name for names in found for name in ((names,) if isinstance(names, str) else names))
+    return (leaf for leaf in _leaves(value, ()) if isinstance(leaf, Tensor))
 
 
 def sizes_in(value: Any) -> Iterator[Size]:
-    """The sizes in a nest of lists, tuples and dicts."""
-    if isinstance(value, Size):
+    """The sizes in such a nest."""
+    return (leaf for leaf in _leaves(value, ()) if isinstance(leaf, Size))
+
+
+def _leaves(value: Any, inside: tuple[int, ...]) -> Iterator[Tensor | Size]:
+    """The tensors and sizes in a nest, of which objects (by id) are being looked through."""
+    if isinstance(value, Tensor | Size):
         yield value
-    elif isinstance(value, list | tuple | Mapping):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from sizes_in(item)
+    elif isinstance(value, int | float | str) or id(value) in inside:
+        return
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item, inside)
+    elif isinstance(value, _CONTAINERS):
+        for item in value:
+            yield from _leaves(item, inside)
+    elif isinstance(value, type | nn.Module) or value is None:
+        return
+    else:
+        for item in _attributes(value):
+            yield from _leaves(item, (*inside, id(value)))
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """`value` with `function` applied to the tensors in its lists, tuples and dicts."""
+def _attributes(value: Any) -> Iterable[Any]:
+    """What a dataclass or an object that is no function holds."""
+    if is_dataclass(value):
+        return [getattr(value, entry.name) for entry in fields(value)]
+    if hasattr(value, "__dict__"):
+        return () if callable(value) else vars(value).values()
+    kind: Any = type(value)
+    return [getattr(value, name, None) for name in slots_of(kind)]
+
+
+def map_tensors(
+    function: Callable[[Tensor], Any], value: Any, others: Callable[[Any], Any] = lambda value: value
+) -> Any:
+    """`value` with `function` applied to the tensors in its lists, tuples and dicts, and `others` to what is none."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, v) for v in value))
+        return type(value)(*(map_tensors(function, v, others) for v in value))
     if isinstance(value, list | tuple):
-        return type(value)(map_tensors(function, v) for v in value)
+        return type(value)(map_tensors(function, v, others) for v in value)
     if isinstance(value, dict):
-        return {key: map_tensors(function, v) for key, v in value.items()}
-    return value
+        return {key: map_tensors(function, v, others) for key, v in value.items()}
+    return others(value)

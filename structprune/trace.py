@@ -19,6 +19,7 @@ from .prepare import check_output, explained
 from .program import Call, Program, sizes_in, tensors_in
 from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
+from .renewal import reused
 from .restoring import Contents, other_random_numbers_kept
 from .rewriting import stated
 from .sizes import Guard, arithmetic_watched, guarding, remember_attributes
@@ -95,6 +96,7 @@ def _trace(
             shapes = "normalized_shape" in state or not type(module).__module__.startswith("torch.nn.")
             remember_attributes(path, state, shapes, recorder.program.seen)
         _run(parts.model, call, recorder, switching)
+        recorder.program.reused = reused(parts)
         return recorder
     finally:
         for module, kind in swapped:

@@ -1,0 +1,85 @@
+"""Tensors that code can make anew: whether they are there already must not matter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_exact, randomise
+from torch import Tensor, nn
+
+import structprune as sp
+from structprune.renewal import made_anew
+
+SHORT, LONG = (torch.randn(2, n, 8, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (5, 9))
+
+
+def encoding(length: int, width: int) -> Tensor:
+    return (torch.arange(length)[:, None] * torch.arange(1, width + 1)[None] / width).sin().double()
+
+
+class Encoded(nn.Module):
+    """Adds an encoding of positions, made for as many as there ever were."""
+
+    def __init__(self, buffer: bool, apart: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.apart = apart
+        if buffer:
+            self.register_buffer("table", None, persistent=False)
+        else:
+            self.table = None
+
+    def renew(self, length: int, width: int) -> None:
+        self.table = encoding(length, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.table is None or len(self.table) < x.shape[1]:
+            if self.apart:
+                self.renew(x.shape[1], h.shape[-1])
+            else:
+                self.table = encoding(x.shape[1], h.shape[-1])
+        return self.c(self.b(h + self.table[: x.shape[1]]).relu())
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in forward", "in a method"])
+@pytest.mark.parametrize("buffer", [False, True], ids=["attribute", "buffer"])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_cache_for_a_longer_input(warm: bool, buffer: bool, apart: bool) -> None:
+    model = randomise(Encoded(buffer, apart).double()).eval()
+    if warm:
+        model(SHORT)
+    result = sp.prune(model, SHORT, ratio=0.5)
+    assert result.model.b.out_features == 8
+    masked = sp.mask(result.plan, model)
+    assert (result.model.eval()(LONG) - masked(LONG)).abs().max() < 1e-12
+
+
+def test_the_code_is_named() -> None:
+    model = Encoded(buffer=True, apart=True).double()
+    model(SHORT)
+    why = sp.analyze(model, SHORT).explain("a.bias")
+    assert "table can be made anew by Encoded.renew (test_renewal.py:" in str(why)
+
+
+class Remembering(nn.Module):
+    """Its memory is computed from what it was before: nothing is kept for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.register_buffer("memory", torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory = 0.9 * self.memory + 0.1 * self.a(x).mean((0, 1))
+        return self.b(self.a(x) * self.memory)
+
+
+def test_what_is_computed_from_itself() -> None:
+    assert len(sp.analyze(Remembering().double(), SHORT).groups[0]) == 16
+    assert_exact(Remembering().double(), SHORT)
+
+
+def test_what_a_class_sets() -> None:
+    assert set(made_anew(Encoded)) == {"table"}
+    assert made_anew(Remembering) == made_anew(nn.BatchNorm1d) == made_anew(nn.ModuleList) == {}
