@@ -19,6 +19,7 @@ class Pace:
     """Takes the next step of an iterative pruning each time so many epochs have begun.
 
     `plan` is the whole of what has been pruned so far: it turns the unpruned model into one of the present shape.
+    A run on another model begins with the first step.
     """
 
     def __init__(self, example_inputs: Any, every: int, settings: dict[str, Any]) -> None:
@@ -29,19 +30,19 @@ class Pace:
         self.every = every
         self.settings = settings
         self.plan: PruningPlan | None = None
-        self._steps: Iterator[Step] | None = None
+        self._model: nn.Module | None = None
+        self._steps: Iterator[Step] = iter(())
         self._epochs = 0
 
     def begin_epoch(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Prunes the model in place, if it is time; does nothing once the goal is reached."""
-        due = self._epochs % self.every == 0
-        self._epochs += 1
-        if not due:
-            return
-        if self._steps is None:
+        if model is not self._model:
             plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # accelerate wraps them
             self._steps = iterate(model, self.example_inputs, optimizer=plain, inplace=True, **self.settings)
-        step = next(self._steps, None)
+            self._model, self._epochs = model, 0
+        due = self._epochs % self.every == 0
+        self._epochs += 1
+        step = next(self._steps, None) if due else None
         if step is not None:
             self.plan = step.plan
 
@@ -66,7 +67,7 @@ def lightning_callback(
     pace = Pace(example_inputs, every, settings)
 
     def on_train_epoch_start(self: Any, trainer: Any, pl_module: Any) -> None:
-        _check_alone(getattr(trainer, "world_size", 1))
+        _check_alone(getattr(trainer, "world_size", 1), getattr(trainer, "model", None))
         pace.begin_epoch(module(pl_module), trainer.optimizers)
 
     return type("PruningCallback", (base,), {"on_train_epoch_start": on_train_epoch_start, "pace": pace})()
@@ -107,9 +108,10 @@ def _base(name: str, *packages: str) -> type:
     raise MissingPackageError(f"this callback needs {' or '.join(packages)}: pip install {packages[0].split('.')[0]}")
 
 
-def _check_alone(processes: int) -> None:
-    if processes > 1:
+def _check_alone(processes: int, wrapped: Any = None) -> None:
+    wrapper = type(wrapped).__name__
+    if processes > 1 or isinstance(wrapped, nn.parallel.DistributedDataParallel) or "FSDP" in wrapper:
         raise UnsupportedModelError(
-            f"{processes} processes hold the old parameters of the model in their wrappers; "
-            "prune between runs instead, with structprune.iterate"
+            f"a wrapper of the model holds its old parameters, in each of {processes} processes; prune between runs "
+            "instead, with structprune.iterate"
         )

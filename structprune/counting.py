@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .nn import widened
+from .nn import refuse_script, widened
 from .source import CannotRewriteError, Rewriter, methods_of, recompiled
 
 COUNTED = "counted"
@@ -82,6 +82,7 @@ def _counted(kind: Any, channels: int) -> type[nn.Module]:
         "plain": kind,
         "counted_channels": channels,
         "__reduce_ex__": reduce,
+        "__prepare_scriptable__": refuse_script,
         "__module__": __name__,
     }
     return type("Counted" + kind.__name__, (kind, _Statistics), members)

@@ -15,6 +15,7 @@ from .copying import deep_copy
 from .fitting import check_fits
 from .inventory import Inventory
 from .plan import PruningPlan
+from .unmask import lay_masks
 
 
 def mask_of(plan: PruningPlan, name: str, like: Tensor) -> Tensor:
@@ -32,7 +33,6 @@ def zeroed(plan: PruningPlan, model: nn.Module) -> nn.Module:
     named = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
     with torch.no_grad():
         for name in plan.kept:
-            named[name].mul_(mask_of(plan, name, named[name]))
             named[name].masked_fill_(mask_of(plan, name, named[name]) == 0, 0)  # also where there was infinity
     return masked
 
@@ -41,7 +41,7 @@ def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """The masked original with standard `torch.nn.utils.prune` masks on its parameters.
 
     Buffers such as running statistics, which cannot carry a mask, hold zeros. `torch.nn.utils.prune.remove`
-    works on every masked parameter. Producers and consumers are both masked, so that an activation with
+    works on every masked parameter, and while it is trained the masks hold the zeros. Producers and consumers are both masked, so that an activation with
     f(0) != 0 does not leak. Raises PlanError if the plan was made for another model.
     """
     masked = zeroed(plan, model)
@@ -53,6 +53,8 @@ def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
             if name in masks:
                 prune.custom_from_mask(module, local, masks[name])
         _put_first(module)
+    if masks:
+        masked.register_forward_pre_hook(lay_masks, prepend=True)
     return masked
 
 

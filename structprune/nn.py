@@ -10,12 +10,22 @@ import functools
 import math
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
+
+from .errors import UnsupportedModelError
+
+
+def refuse_script(self: nn.Module) -> NoReturn:
+    """What `torch.jit.script` asks of a module first: it would compile the source, of which the class is no more."""
+    raise UnsupportedModelError(
+        f"torch.jit.script reads source code, which says something else than {type(self).__name__} does: use "
+        "torch.compile, torch.export or torch.jit.trace"
+    )
 
 
 def widened(input: Tensor) -> Tensor:
@@ -158,7 +168,14 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     def extra_repr(self: nn.Module) -> str:
         return ", ".join(part for part in (kind.extra_repr(self), f"statistics over {channels} channels") if part)
 
-    members = {"forward": own, "__reduce_ex__": reduce, "extra_repr": extra_repr, "__module__": __name__, "plain": kind}
+    members = {
+        "forward": own,
+        "__reduce_ex__": reduce,
+        "extra_repr": extra_repr,
+        "__module__": __name__,
+        "plain": kind,
+        "__prepare_scriptable__": refuse_script,
+    }
     return type(
         "Compensated" + kind.__name__, (kind, *(compensated(norm, channels) for norm in extended(kind))), members
     )
@@ -294,6 +311,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with heads and inner width free of the outer width; see `attend`."""
 
     forward = attend
+    __prepare_scriptable__ = refuse_script
     # nn.TransformerEncoderLayer asks this before it takes a path that reads the weights with the old sizes.
     _qkv_same_embed_dim = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 

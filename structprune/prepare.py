@@ -120,6 +120,11 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
     if tensor.is_quantized:
         raise UnsupportedModelError(f"{name} is quantised; prune the float model, then quantise it")
+    if hasattr(type(tensor), "__tensor_flatten__"):  # what PyTorch calls a traceable wrapper
+        raise UnsupportedModelError(
+            f"{name} is a {type(tensor).__name__}, which wraps other tensors, as quantised ones do; prune the plain "
+            "model, then convert it"
+        )
 
 
 def calls_of(example_inputs: Any) -> list[Call]:

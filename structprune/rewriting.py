@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from .errors import ArgumentError
+from .nn import refuse_script
 from .source import CannotRewriteError, Rewriter, methods_of, names_in, recompiled
 
 RIGID = ("keep", "rewrite")
@@ -67,7 +68,7 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
 
     members = {
         **methods, NUMBERS: tuple(numbers), "checksum": zlib.crc32(source.encode()), "__reduce_ex__": reduce,
-        "__module__": __name__, "__doc__": kind.__doc__,
+        "__prepare_scriptable__": refuse_script, "__module__": __name__, "__doc__": kind.__doc__,
     }  # fmt: skip
     return type("Rewritten" + kind.__name__, (kind,), members)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -67,7 +68,7 @@ class _Comparable(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def widened(tensor: Tensor) -> Tensor:
+def in_float64(tensor: Tensor) -> Tensor:
     """In float64 or complex128, if it is of fewer digits."""
     return tensor.to(_WIDER[tensor.dtype]) if tensor.dtype in _WIDER else tensor
 
@@ -80,7 +81,7 @@ def _all_wide(known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return args, kwargs
     kept = 1 if known.inplace else 0
     into = {k: v for k, v in kwargs.items() if k == "out"}
-    return (*args[:kept], *map_tensors(widened, args[kept:])), {**map_tensors(widened, kwargs), **into}
+    return (*args[:kept], *map_tensors(in_float64, args[kept:])), {**map_tensors(in_float64, kwargs), **into}
 
 
 def _made_wide(known: Operation, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -92,7 +93,7 @@ def _made_wide(known: Operation, function: Callable[..., Any], args: tuple[Any, 
             raise
         return function(*args, **kwargs, dtype=torch.float64)
     plain = isinstance(out, Tensor) and not known.inplace and "out" not in kwargs
-    return widened(out) if plain else out
+    return in_float64(out) if plain else out
 
 
 def _grouped_product(a: Tensor, b: Tensor, *, offs: Tensor, **options: Any) -> Tensor:
@@ -176,7 +177,7 @@ def outcome(
     for module in modules:
         for store in (module._buffers, vars(module)):
             store.update({name: copied(value) for name, value in store.items() if isinstance(value, Tensor)})
-    args, kwargs = map_tensors(copied, (call.args, dict(call.kwargs)))
+    args, kwargs = map_tensors(copied, (call.args, dict(call.kwargs)), _copy)
     try:
         with _seeded(), _Comparable(dtype, level):
             outputs = list(tensors_in(model(*args, **kwargs)))
@@ -184,6 +185,14 @@ def outcome(
     finally:
         before.restore()
     return [_plain(tensor) for tensor in outputs], buffers
+
+
+def _copy(value: Any) -> Any:
+    """A copy of an object among the inputs, a cache that a run fills, say; what cannot be copied is given as it is."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # whatever the user's code raises
+        return value
 
 
 def _plain(tensor: Tensor) -> Tensor:

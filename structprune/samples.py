@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .program import Call, tensors_in
-from .running import deterministic, run, widened
+from .running import deterministic, in_float64, run
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ def _sample(model: nn.Module, call: Call, device: torch.device) -> Sample:
     own = call.mapped(lambda tensor: tensor.to(device))
     renewed = own.mapped(fresh)
     try:
-        outputs = run(model, renewed.mapped(widened), "eval")
+        outputs = run(model, renewed.mapped(in_float64), "eval")
     except Exception:  # whatever the user's code raises
         return Sample(_accepted(model, own), own)
     if not all(bool(output.isfinite().all()) for output in outputs):
-        expected = run(model, own.mapped(widened), "eval")
+        expected = run(model, own.mapped(in_float64), "eval")
         if _finite(expected) > _finite(outputs):
-            return Sample(own.mapped(widened), own)
-    return Sample(renewed.mapped(widened), renewed)
+            return Sample(own.mapped(in_float64), own)
+    return Sample(renewed.mapped(in_float64), renewed)
 
 
 def _accepted(model: nn.Module, call: Call) -> Call:
     """The call in float64, which the model takes, or raises what it raises."""
-    wide = call.mapped(widened)
+    wide = call.mapped(in_float64)
     run(model, wide, "eval")
     return wide
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,15 @@ def masks_of(model: nn.Module) -> Iterator[Masked]:
                     yield Masked(path, module, name, key, original, mask)
 
 
+def lay_masks(model: nn.Module, inputs: Any) -> None:
+    """A hook that lays on every mask in a model before it runs: a mask's own hook waits for the `forward` of the module
+    that has the parameter, which is never called where another module reads it, as `nn.MultiheadAttention` does."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                hook(module, inputs)
+
+
 def unmask(model: nn.Module) -> nn.Module:
     """A deep copy in which every mask is permanent: plain parameters that hold zeros, and no hooks.
 
@@ -63,6 +72,9 @@ def unmask(model: nn.Module) -> nn.Module:
         del module._parameters[name + "_orig"], module._buffers[name + "_mask"]
         vars(module).pop(name, None)
         setattr(module, name, _permanent(masked.original, masked.mask, made))
+    for module in copied.modules():
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is lay_masks]:
+            del module._forward_pre_hooks[key]
     return copied
 
 

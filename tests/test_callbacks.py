@@ -76,6 +76,28 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         callback.on_train_epoch_start(SimpleNamespace(world_size=2, optimizers=[]), net())
 
 
+class Wrapper(nn.parallel.DistributedDataParallel):
+    """Made without a group of processes."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+def test_a_wrapper_in_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, "lightning.pytorch", "Callback")
+    callback = sp.callbacks.lightning_callback(ROWS, ratio=0.5)
+    with pytest.raises(sp.UnsupportedModelError, match="a wrapper of the model"):
+        callback.on_train_epoch_start(SimpleNamespace(world_size=1, optimizers=[], model=Wrapper()), net())
+
+
+def test_a_callback_that_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, "lightning.pytorch", "Callback")
+    callback = sp.callbacks.lightning_callback(ROWS, ratio=0.5, steps=1)
+    for model in (net(), net()):
+        callback.on_train_epoch_start(SimpleNamespace(world_size=1, optimizers=[]), model)
+        assert widths(model) == [8, 6, 3]
+
+
 def test_bad_examples_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     stub(monkeypatch, "lightning.pytorch", "Callback")
     with pytest.raises(sp.ArgumentTypeError, match="example_inputs"):
