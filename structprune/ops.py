@@ -38,6 +38,13 @@ VIEWS = frozenset(
     dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout einsum""".split()
 )
 
+# Pooling over one to three trailing dimensions, in all its forms.
+POOLS = frozenset(
+    [f"{kind}_pool{rank}d" for rank in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")]
+    + [f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max")]
+    + [f"fractional_max_pool{rank}d{more}" for rank in (2, 3) for more in ("", "_with_indices")]
+)
+
 # Fourier transforms, along one dimension, two or several.
 TRANSFORMS = frozenset(f"fft_{way}fft{dims}" for way in ("", "i", "r", "ir", "h", "ih") for dims in ("", "2", "n"))
 
@@ -172,6 +179,10 @@ _OPERANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "mv": (("input",), ("vec",)),
     "dot": (("input",), ("tensor",)),
     "outer": (("input",), ("vec2",)),
+    **dict.fromkeys(
+        ("linear", *(f"conv{way}{rank}d" for way in ("", "_transpose") for rank in (1, 2, 3))),
+        (("input",), ("weight",)),
+    ),
     "scaled_dot_product_attention": (("query",), ("key",), ("value",)),
 }
 _USUAL = (("input",), ("other", "mat2"))

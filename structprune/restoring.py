@@ -6,10 +6,11 @@ came from, and zeros in place of values.
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, UserDict, UserList, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -69,11 +70,25 @@ class Contents:
                 mapping = isinstance(value, dict)
                 self._others.append((refill, value, dict(value) if mapping else list(value)))
                 self._keep_all(value.values() if mapping else value)
-            elif _has_state(type(value)):
-                state = object.__getattribute__(value, "__dict__")
-                if id(state) not in self._seen:
-                    self._seen.add(id(state))
-                    self._keep_state(state)
+            elif (random_numbers := next((t for t in _GENERATORS if isinstance(value, t)), None)) is not None:
+                self._others.append((_GENERATORS[random_numbers][1], value, _GENERATORS[random_numbers][0](value)))
+            elif isinstance(value, np.ndarray) and value.flags.writeable:
+                self._others.append((np.copyto, value, value.copy()))
+            elif _is_own(type(value)):
+                self._keep_object(value)
+
+    def _keep_object(self, value: Any) -> None:
+        """The attributes of an object, in its dict and in places of their own."""
+        kind: Any = type(value)
+        if kind.__dictoffset__ != 0:
+            state = object.__getattribute__(value, "__dict__")
+            if id(state) not in self._seen:
+                self._seen.add(id(state))
+                self._keep_state(state)
+        if slots_of(kind):
+            held = {name: getattr(value, name) for name in slots_of(kind) if hasattr(value, name)}
+            self._others.append((_set_slots, value, held))
+            self._keep_all(held.values())
 
     def _keep_all(self, values: Iterable[Any]) -> None:
         for value in values:
@@ -103,12 +118,29 @@ def other_random_numbers_kept() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _has_state(kind: type) -> bool:
-    """Whether objects of a class have attributes of their own that a model may write."""
-    if kind.__dictoffset__ == 0 or issubclass(kind, type | torch.jit.ScriptModule):
+def _is_own(kind: type) -> bool:
+    """Whether objects of a class have attributes that a model may write."""
+    if issubclass(kind, type | torch.jit.ScriptModule):
         return False
     home = (kind.__module__ or "").partition(".")[0]
-    return issubclass(kind, nn.Module | SimpleNamespace) or home not in _FOREIGN
+    return issubclass(kind, nn.Module | SimpleNamespace | UserDict | UserList) or home not in _FOREIGN
+
+
+@functools.cache
+def slots_of(kind: Any) -> tuple[str, ...]:
+    """The attributes that the instances of a class have places for."""
+    found = [getattr(base, "__slots__", ()) for base in kind.__mro__]
+    names = [name for names in found for name in ((names,) if isinstance(names, str) else names)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _set_slots(value: Any, content: Mapping[str, Any]) -> None:
+    kind: Any = type(value)
+    for name in slots_of(kind):
+        if name in content:
+            setattr(value, name, content[name])
+        elif hasattr(value, name):
+            delattr(value, name)
 
 
 def _refill_ordered(value: OrderedDict[Any, Any], content: dict[Any, Any]) -> None:
@@ -134,6 +166,14 @@ def _refill_deque(value: deque[Any], content: Sequence[Any]) -> None:
     deque.clear(value)
     deque.extend(value, content)
 
+
+# What tells where a generator of random numbers is, and what puts it there.
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    torch.Generator: (lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    np.random.Generator: (lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
+    np.random.RandomState: (lambda g: g.get_state(), lambda g, state: g.set_state(state)),
+    random.Random: (lambda g: g.getstate(), lambda g, state: g.setstate(state)),
+}
 
 _REFILL: dict[type, Callable[[Any, Any], None]] = {
     OrderedDict: _refill_ordered, dict: _refill_dict, list: _refill_list, set: _refill_set, deque: _refill_deque,

@@ -33,14 +33,16 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     Weights are sliced once, never copied whole. Parameters keep their dtype, device, memory format,
     `requires_grad` and gradient; tied ones stay tied; hooks are kept.
 
-    Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied or does
-    not let itself be changed.
+    Raises PlanError if the plan was made for another model, UnsupportedModelError if the model cannot be copied, does
+    not let itself be changed, or is to be cut in place and has hooks on parameters.
     """
     check_flag(inplace, "inplace")
     parts = Inventory(model)
     check_fits(plan, parts)
     tensors = parts.tensors
     cut = plan.cut
+    if inplace:
+        _check_hooks({name: tensors[name] for name in cut})
     chosen = {name: t for name, t in tensors.items() if not inplace or name in cut}
     with torch.no_grad():
         slicer = Slicer()
@@ -56,6 +58,19 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     for path, (name, channels) in plan.swaps.items():
         swap(modules[path], name, channels)
     return small
+
+
+def _check_hooks(tensors: Mapping[str, Tensor]) -> None:
+    """Raises UnsupportedModelError for parameters with hooks of their own, which those in their places would not have.
+
+    There is no public way to ask for them.
+    """
+    for name, tensor in tensors.items():
+        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+            raise UnsupportedModelError(
+                f"{name} has hooks of its own, which the smaller parameter in its place would not have: remove them, "
+                "and register them again on the pruned model"
+            )
 
 
 def _set_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
@@ -186,7 +201,21 @@ def replace_tensors(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
         for store in stores:
             for name, value in store.items():
-                if isinstance(value, Tensor) and id(value) in sliced:
-                    store[name] = sliced[id(value)]
-                elif type(value) is list:  # recurrent layers keep a list of their weights
-                    value[:] = [sliced.get(id(item), item) if isinstance(item, Tensor) else item for item in value]
+                if isinstance(value, Tensor):
+                    store[name] = sliced.get(id(value), value)
+                elif type(value) in (list, tuple, dict):  # recurrent layers keep a list of their weights
+                    store[name] = _replaced(value, sliced)
+
+
+def _replaced(value: Any, sliced: Mapping[int, Tensor]) -> Any:
+    """A list or dict with new tensors in the place of old ones; a tuple made anew, if there are any in it."""
+    if isinstance(value, Tensor):
+        return sliced.get(id(value), value)
+    if type(value) is list:
+        value[:] = [_replaced(item, sliced) for item in value]
+    elif type(value) is dict:
+        value.update({key: _replaced(item, sliced) for key, item in value.items()})
+    elif type(value) is tuple:
+        items = tuple(_replaced(item, sliced) for item in value)
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value

@@ -6,7 +6,7 @@ import copy
 import functools
 import random
 import threading
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,15 @@ ROWS = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch
 
 class Holder:
     """An object of the user's own."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+class Slotted:
+    """One that has places for its attributes."""
+
+    __slots__ = ("value", "width")
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -61,6 +70,13 @@ STORES: dict[str, tuple[Any, Callable[[Any, Tensor], Any]]] = {
     "set": (set(), lambda store, h: store.add(h.shape[-1])),
     "deque": (deque([1, 2], maxlen=2), lambda store, h: store.append(h)),
     "object": (Holder(), lambda store, h: setattr(store, "value", h)),
+    "object with slots": (
+        Slotted(),
+        lambda store, h: (setattr(store, "value", h), setattr(store, "width", h.shape[-1])),
+    ),
+    "user dict": (UserDict(), put("h")),
+    "user list": (UserList(), lambda store, h: store.append(h)),
+    "array": (np.zeros(3), lambda store, h: store.__setitem__(0, len(h))),
     "namespace": (SimpleNamespace(h=None), lambda store, h: setattr(store, "h", h)),
     "module out of sight": ([nn.Identity()], lambda store, h: setattr(store[0], "h", h)),
     "a list that holds itself": ((lambda value: value.append(value) or value)([]), lambda store, h: store.append(h)),
@@ -71,6 +87,12 @@ def written(value: Any, depth: int = 4) -> Any:
     """What a store holds, to compare."""
     if isinstance(value, dict):
         return {key: written(v, depth) for key, v in value.items()}
+    if isinstance(value, UserDict | UserList):
+        return written(value.data)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Slotted):
+        return [written(getattr(value, name, "nothing")) for name in Slotted.__slots__]
     if isinstance(value, list | tuple | deque):
         return [written(v, depth - 1) for v in value] if depth else []
     if isinstance(value, set):
@@ -255,6 +277,33 @@ def test_random_numbers_of_python_and_numpy_go_on_as_if_nothing_was() -> None:
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[union-attr]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+GENERATORS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "torch": (torch.Generator(), lambda g: torch.rand(1, generator=g).item()),
+    "numpy": (np.random.default_rng(1), lambda g: g.random()),
+    "old numpy": (np.random.RandomState(1), lambda g: g.rand()),
+    "python": (random.Random(1), lambda g: g.random()),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_of_the_model_go_on_as_if_nothing_was(name: str) -> None:
+    generator, draw = GENERATORS[name]
+    model = randomise(Remembers([generator], lambda store, h: draw(store[0]))).double()
+    twin = copy.deepcopy(generator) if name != "torch" else torch.Generator()
+    sp.analyze(model, ROWS)
+    assert draw(generator) == draw(twin)
+
+
+@pytest.mark.parametrize("name", sorted(STORES.keys() - {"module out of sight", "ordered"}))
+def test_scores_from_data_leave_a_model_as_it_was(name: str) -> None:
+    store, write = STORES[name]
+    model = randomise(Remembers(store, write)).double().eval()
+    before, numbers = written(store), random.getstate()
+    sp.plan(sp.analyze(model, ROWS), importance=sp.importance.Wanda([ROWS, ROWS]))
+    assert str(written(store)) == str(before)
+    assert random.getstate() == numbers
 
 
 # -- functions that remember ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import threading
 from collections.abc import Callable
@@ -585,3 +586,146 @@ def test_masks_come_before_what_computes_with_weights() -> None:
                 parameter.add_(0.1)
         torch.testing.assert_close(masked(x), result.model(x))
         assert masked.double()(x.double()).dtype == torch.float64
+
+
+# -- what attributes hold ---------------------------------------------------------------------------------------
+
+
+class Logging(nn.Module):
+    """A list that two modules share, and the handle of a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.log: list[Tensor] = []
+        self.a.log = self.log  # type: ignore[assignment]
+        self.handles = [self.a.register_forward_hook(self.write)]
+
+    @staticmethod
+    def write(module: Any, args: Any, out: Tensor) -> None:
+        module.log.append(out.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.clear()
+        return self.b(self.a(x).relu()) * len(self.log)  # type: ignore[no-any-return]
+
+
+def test_what_modules_share_is_shared_in_the_copy() -> None:
+    model = randomise(Logging().double())
+    result = sp.prune(model, rows(3, 4))
+    small: Any = result.model
+    assert small.log is small.a.log
+    assert small.log is not model.log
+    again = copy.deepcopy(small)
+    again.handles[0].remove()
+    assert len(again.a._forward_hooks) == 0
+    assert len(small.a._forward_hooks) == 1
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+HOLDERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "tuple": (lambda weight: (weight,), lambda held: held[0]),
+    "list": (lambda weight: [weight], lambda held: held[0]),
+    "dict": (lambda weight: {"w": weight}, lambda held: held["w"]),
+    "nest": (lambda weight: {"w": ([weight], 3)}, lambda held: held["w"][0][0]),
+}
+
+
+class Holding(nn.Module):
+    """Reads a weight from a container that it is in, too."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        hold, self.get = HOLDERS[kind]
+        self.held = hold(self.a.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.linear(x, self.get(self.held), self.a.bias))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_weights_in_containers_follow(kind: str, inplace: bool) -> None:
+    model = randomise(Holding(kind).double())
+    result = sp.prune(model, rows(3, 4), inplace=inplace)
+    assert result.model.get(result.model.held) is result.model.a.weight  # type: ignore[operator, union-attr]
+    assert result.model(rows(3, 4)).isfinite().all()
+    assert result.model.a.out_features == 4
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_not_lost_in_place(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    handle = getattr(model[0].weight, kind)(lambda value: None)
+    before = Snapshot.of(model)
+    with pytest.raises(sp.UnsupportedModelError, match=r"0\.weight has hooks of its own"):
+        sp.prune(model, torch.randn(2, 4), inplace=True)
+    before.assert_unchanged(model)
+    handle.remove()
+    assert sp.prune(model, torch.randn(2, 4), inplace=True).model[0].out_features == 4  # type: ignore[index]
+
+
+# -- masks ------------------------------------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attention, self.b = nn.Linear(8, 16), nn.MultiheadAttention(16, 4), nn.Linear(16, 3)
+        self.scales = nn.ParameterDict({"first": torch.ones(16)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) * self.scales["first"]
+        return self.b(self.attention(h, h, h)[0])  # type: ignore[no-any-return]
+
+
+def test_masks_of_weights_that_other_modules_read() -> None:
+    """They are trained as the small model is, and changed to other dtypes."""
+    model, x = randomise(Attending().double()), rows(5, 2, 8)
+    result = sp.prune(model, x)
+    pair = [sp.mask(result.plan, model), result.model]
+    for one in pair:
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            one(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(pair[0](x), pair[1](x), rtol=1e-10, atol=1e-10)
+    assert pair[0].float()(x.float()).dtype == torch.float32
+    assert not any(sp.shrink(pair[0].double(), x)._forward_pre_hooks.values())
+
+
+# -- what reads source code ---------------------------------------------------------------------------------------
+
+
+class Sliced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(torch.cat([h[:, :4].relu(), h[:, 4:].tanh()], 1))  # type: ignore[no-any-return]
+
+
+SWAPPED: dict[str, tuple[nn.Module, Tensor]] = {
+    "sizes in the code": (Sliced(), torch.randn(3, 4)),
+    "layer norm": (nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)), torch.randn(3, 4)),
+    "attention": (Attending(), torch.randn(5, 2, 8)),
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_source_that_says_something_else_is_not_scripted(name: str) -> None:
+    model, x = SWAPPED[name]
+    small = sp.prune(randomise(model), x, rigid="rewrite").model.eval()
+    with pytest.raises(sp.UnsupportedModelError, match=r"torch\.jit\.script reads source code"):
+        torch.jit.script(small)
+    torch.testing.assert_close(torch.jit.trace(small, x)(x), small(x))

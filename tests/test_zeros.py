@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import masked_original, named_state, randomise
+from helpers import assert_exact, masked_original, named_state, randomise
 from models import CASES
 from test_rules import USES, build
 from test_spellings import SPELLINGS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import structprune as sp
 from structprune import trace
@@ -89,3 +90,42 @@ def test_couplings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operations(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     uses = ((name, use) for name, uses in table.items() for use in uses)
     assert not wrong(((name, randomise(build(use)), use.example) for name, use in uses), monkeypatch)
+
+
+KEEPING: dict[str, Any] = {
+    "grid_sample": lambda h: F.grid_sample(h, torch.zeros(2, 3, 3, 2).to(h), align_corners=False),
+    "lp_pool2d": lambda h: F.lp_pool2d(h, 2, 2),
+    "max_pool2d with indices": lambda h: F.max_pool2d(h, 2, return_indices=True)[0],
+    "upsample_nearest2d": lambda h: torch.ops.aten.upsample_nearest2d(h, [8, 8]),
+    "reflection_pad2d": lambda h: torch.ops.aten.reflection_pad2d(h, [1, 1, 1, 1]),
+    "where": lambda h: torch.where(h > 0.1, h, 0.0),
+    "where the other way round": lambda h: torch.where(h < 0.1, 0, h),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_norms_behind_what_keeps_zeros(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.norm(KEEPING[name](self.a(x).relu())))  # type: ignore[no-any-return]
+
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert [len(group) for group in sp.analyze(Model().double(), images).groups] == [8]
+    assert_exact(randomise(Model().double()), images)
+
+
+def test_where_that_puts_numbers_in() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.where((h := self.a(x)) > 0, h, 0.5)
+            return self.b(h / h.norm(dim=1, keepdim=True))  # type: ignore[no-any-return]
+
+    assert sp.analyze(Model().double(), torch.randn(4, 6, dtype=torch.float64)).groups == ()

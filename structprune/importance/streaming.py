@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import sys
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ArgumentTypeError, ExampleInputsError, StructPruneError
 from ..inventory import modules_of, named_tensors
 from ..program import Call, map_tensors, tensors_in
+from ..restoring import Contents, other_random_numbers_kept
 from .processes import is_first
 
 Inputs = Callable[[Any], Any]
@@ -120,8 +120,7 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
     """The model in eval mode, or in train mode, and not compiled; afterwards its modes, attributes, buffers,
     gradients and flags, and the random numbers to come, are as they were."""
     modules = [m for m in modules_of(model).values() if not isinstance(m, torch.jit.ScriptModule)]
-    stores: list[tuple[Any, Any]] = [(vars(m), vars(m).copy()) for m in modules]
-    stores += [(d, d.copy()) for m in modules for d in vars(m).values() if type(d) in (dict, OrderedDict)]
+    before = Contents(modules)
     weights = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     learned = {id(p) for p, _, _ in weights}
     others = [
@@ -131,16 +130,17 @@ def undisturbed(model: nn.Module, train: bool) -> Iterator[None]:
     ]
     devices = sorted({p.device.index for p, _, _ in weights if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        with (
+            torch.random.fork_rng(devices=devices), other_random_numbers_kept(),
+            torch.compiler.set_stance("force_eager"),
+        ):  # fmt: skip
             for module in modules:
                 vars(module).update(training=train)  # not train(): a model may have its own
                 if vars(module).get("_compiled_call_impl") is not None:
                     vars(module)["_compiled_call_impl"] = None
             yield
     finally:
-        for store, content in stores:
-            store.clear()
-            store.update(content)
+        before.restore()
         for parameter, grad, flag in weights:
             if parameter.requires_grad != flag:  # tensors made in inference mode do not let it be set, even as it is
                 parameter.requires_grad_(flag)

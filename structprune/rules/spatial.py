@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..labels import Labels, varying
-from ..ops import TRANSFORMS
+from ..ops import POOLS, TRANSFORMS
 from .reduction import dims_of
 from .site import Site, labels_in, rule
 
@@ -20,13 +20,7 @@ def _pass(site: Site, input: Labels, rank: int) -> Any:
     return {i: Labels(shape, rest) for i, shape in site.parts.items()}
 
 
-@rule(*(
-    f"{kind}_pool{rank}d" for rank in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")
-), *(
-    f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max")
-), *(
-    f"fractional_max_pool{rank}d{more}" for rank in (2, 3) for more in ("", "_with_indices")
-))  # fmt: skip
+@rule(*sorted(POOLS))
 def pool(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Windows over the trailing dimensions."""
     return _pass(site, input, int(site.name.partition("pool")[2][0]))

@@ -7,6 +7,7 @@ known to be zero is taken not to be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from ..labels import Labels, varying
 from ..nodes import Node
-from ..ops import TRANSFORMS, VIEWS, is_pointwise
+from ..ops import POOLS, TRANSFORMS, VIEWS, is_pointwise
 
 Values = Mapping[Node, Any]
 
@@ -27,14 +28,14 @@ _KEEP = frozenset(
     unflatten getitem index_select gather take_along_dim item clone contiguous detach to as_tensor asarray float
     double half bfloat16 type type_as data cpu cuda sum mean amax amin cumsum dropout dropout1d dropout2d dropout3d
     feature_dropout interpolate im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
-    linalg_vector_norm linalg_norm linalg_matrix_norm zeros_like grid_sampler
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d pad constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
+    linalg_vector_norm linalg_norm linalg_matrix_norm zeros_like grid_sampler grid_sample
+    grid_sampler_2d max_unpool1d max_unpool2d max_unpool3d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pad
+    constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
     positive prelu diagonal linalg_diagonal diag_embed diag atleast_1d atleast_2d atleast_3d _pack_padded_sequence
     _pad_packed_sequence""".split()
-).union(TRANSFORMS)
+).union(TRANSFORMS, POOLS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
 )
@@ -51,7 +52,7 @@ def reads_zero(source: Node, reader: Node, values: Values, known: dict[Node, boo
     def zero(node: Node) -> bool:
         return is_zero(node, values, memo, known)
 
-    return zero(source) and not overwritten(source, reader, values, zero)
+    return zero(source) and not overwritten(source, reader, zero)
 
 
 def is_zero(node: Node, values: Values, memo: dict[Node, bool], known: dict[Node, bool]) -> bool:
@@ -72,8 +73,9 @@ def is_zero(node: Node, values: Values, memo: dict[Node, bool], known: dict[Node
 
 def unmasked(node: Node, values: Values, known: dict[Node, bool]) -> Node:
     """The first value on the way to this one of which it is not known that what is removed is zero."""
+    memo: dict[Node, bool] = {}
     while True:
-        behind = [n for n in node.all_input_nodes if _labelled(n, values) and not is_zero(n, values, {}, known)]
+        behind = [n for n in node.all_input_nodes if _labelled(n, values) and not is_zero(n, values, memo, known)]
         if not behind:
             return node
         node = behind[0]
@@ -105,7 +107,7 @@ def _labelled(node: Node, values: Values) -> bool:
 
 def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     op = node.meta["op"]
-    inputs = [n for n in node.all_input_nodes if not overwritten(n, node, values, zero)]
+    inputs = [n for n in node.all_input_nodes if not overwritten(n, node, zero)]
     if len(inputs) < len(node.all_input_nodes):
         return False
     if op == "parameter":
@@ -145,7 +147,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
         data = [n for n in inputs if n.meta.get("dtype") != torch.bool]
-        return _all_zero(data, values, zero) and len(data) == (2 if op == "where" else 1) and not _fills(node)
+        return bool(data) and _all_zero(data, values, zero) and all(number == 0 for number in _filled_with(node))
     if op in _WRITTEN:
         written = _argument(node, *_WRITTEN[op])
         return isinstance(written, Node) and _all_zero([node.args[0], written], values, zero)
@@ -226,11 +228,11 @@ def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) ->
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
     carried = [c for c in values[source].coordinates if c.shape[c.ndim - rank] == 1]
-    filters = zero(weight) or _standardised(weight, values, zero) or not _labelled(weight, values)
+    filters = zero(weight) or _standardised(weight, zero) or not _labelled(weight, values)
     return filters and (not carried or (zero(source) and bias is None))
 
 
-def _standardised(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+def _standardised(node: Node, zero: Callable[[Node], bool]) -> bool:
     """Whether these are filters, standardised one by one: those that go stay zero, whatever happens to their inputs."""
     while node.meta["op"] in ("reshape_as", "view_as", "reshape", "view"):
         node = node.all_input_nodes[0]
@@ -250,9 +252,10 @@ def _normed(node: Node, zero: Callable[[Node], bool]) -> bool:
     return zero(node.all_input_nodes[0]) and op in ("batch_norm", "instance_norm") and all(zero(n) for n in statistics)
 
 
-def _fills(node: Node) -> bool:
-    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 1)
-    return node.meta["op"] == "masked_fill" and not (isinstance(value, int | float) and value == 0)
+def _filled_with(node: Node) -> list[Any]:
+    """The numbers that `where` and `masked_fill` put in place of others; NaN for what is none."""
+    given = (*node.args[1:], node.kwargs.get("value", node.kwargs.get("other", 0)))
+    return [a if isinstance(a, int | float) else math.nan for a in given if not isinstance(a, Node)]
 
 
 def _covers(node: Node, inputs: list[Node], values: Values) -> bool:
@@ -290,7 +293,7 @@ def _writes(node: Node) -> bool:
     return bool(node.meta.get("inplace") or node.kwargs.get("inplace"))
 
 
-def overwritten(source: Node, reader: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+def overwritten(source: Node, reader: Node, zero: Callable[[Node], bool]) -> bool:
     """Whether, before it is read, something else writes in place into what `source` shares memory with, values that may
     not be zero."""
     if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
