@@ -128,9 +128,9 @@ def like(node: Node, input: Tensor, other: Tensor) -> Tensor:
 
 
 @rule("cat")
-def cat(node: Node, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
+def cat(node: Node, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Laid end to end along `dim`, at the size of the most varied along the others."""
-    dim = (dim if axis is None else axis) % len(node.meta["shape"])
+    dim %= len(node.meta["shape"])
     shapes = [n.meta["shape"] for n in node.args[0] if n.meta["shape"] != (0,)]  # type: ignore[union-attr]
     tensors = [t for t in tensors if t.ndim == len(node.meta["shape"])]
     widest = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
@@ -195,8 +195,8 @@ def reduction(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: 
 @rule("max", "min")
 def extremum(node: Node, input: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """x.max(dim) with its positions; max(x, y) element by element."""
-    if "other" in kwargs or isinstance(dim, Tensor):
-        return pointwise(node, input, *([] if dim is None else [dim]), **kwargs)
+    if isinstance(dim, Tensor):
+        return pointwise(node, input, dim, **kwargs)
     if "shape" in node.meta:
         return _reduced(node, input, dim, kwargs, lambda value: value)
     return None
@@ -213,7 +213,7 @@ def total(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _reduced(
     node: Node, input: Tensor, dim: Any, kwargs: Mapping[str, Any], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    dims = dims_of(Labels(node.all_input_nodes[0].meta["shape"]), kwargs.get("dim", kwargs.get("axis", dim)))
+    dims = dims_of(Labels(node.all_input_nodes[0].meta["shape"]), kwargs.get("dim", dim))
     same = change(_same(input, dims))
     return same if len(node.meta["shape"]) == input.ndim else same.squeeze(dims)
 

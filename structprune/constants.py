@@ -138,7 +138,7 @@ _MADE = {"zeros": 0.0, "ones": 1.0}
 
 def _overwritten(source: Node, reader: Node) -> bool:
     """Whether something else writes into the memory of `source`, which `reader` reads."""
-    return overwritten(source, reader, {}, lambda node: False)
+    return overwritten(source, reader, lambda node: False)
 
 
 def _cloned(value: Any) -> Any:

@@ -7,7 +7,7 @@ model follow from the labels, so its cost is known without running it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .labels import Labels
@@ -76,12 +76,20 @@ def _recurrent(node: Node) -> list[list[Dim]]:
 def macs(graph: ChannelGraph, view: View | None = None) -> int:
     """The MACs of the first traced call, as it is or under a plan."""
 
-    def size(dim: Dim) -> int:
-        labels = graph.space.values.get(dim[0])
-        shape = view.shape(labels) if view is not None and isinstance(labels, Labels) else dim[0].meta["shape"]
-        return shape[dim[1]]
+    def shape(node: Node) -> tuple[int, ...]:
+        labels = graph.space.values.get(node)
+        return view.shape(labels) if view is not None and isinstance(labels, Labels) else _shape(node)
 
-    return sum(math.prod(map(size, product)) for node in calls(graph) for product in products(node))
+    return sum(macs_of(node, shape) for node in calls(graph))
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return node.meta["shape"]
+
+
+def macs_of(node: Node, shape: Callable[[Node], tuple[int, ...]] = _shape) -> int:
+    """The MACs of one operation, given the shapes of values."""
+    return sum(math.prod(shape(n)[dim] for n, dim in product) for product in products(node))
 
 
 def parameters(graph: ChannelGraph, view: View | None = None) -> int:

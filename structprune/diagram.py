@@ -3,14 +3,13 @@ way. Plain data, for the report, Mermaid and JSON."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cost import products
+from .cost import macs_of
 from .labels import Labels
 from .nodes import Node
 
@@ -101,10 +100,6 @@ def _shapes(graph: ChannelGraph, view: View | None) -> Shapes:
     return shape
 
 
-def _macs(node: Node, shape: Shapes) -> int:
-    return sum(math.prod(shape(n)[dim] for n, dim in product) for product in products(node))
-
-
 # -- layers -----------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +116,7 @@ def _layers(graph: ChannelGraph, view: View | None) -> tuple[Layer, ...]:
             sources[node] = inputs
             continue
         width, group, fixed = _width(graph, filters, view, group_of)
-        macs = (_macs(node, before), _macs(node, after)) if node.op == "call_function" else (0, 0)
+        macs = (macs_of(node, before), macs_of(node, after)) if node.op == "call_function" else (0, 0)
         group = group_of.value(node) if not filters else group
         layers.append(Layer(_name(node, filters), op, _place(node), width, macs, group, inputs, fixed))
         sources[node] = (len(layers) - 1,)
@@ -219,5 +214,5 @@ def _blockers(graph: ChannelGraph, view: View | None) -> tuple[Blocker, ...]:
     found = []
     for reason, dims in held.items():
         nodes = {node for dim in dims for node in readers.get(dim.partition("[")[0], ())}
-        found.append(Blocker(reason, sum(_macs(n, after) for n in nodes), tuple(dims)))
+        found.append(Blocker(reason, sum(macs_of(n, after) for n in nodes), tuple(dims)))
     return tuple(sorted(found, key=lambda b: -b.macs))

@@ -46,18 +46,18 @@ def build(space: Space) -> networkx.Graph:
     pairs: dict[Any, list[tuple[IntArray, IntArray]]] = {}
     for a, b, node in space.couplings.pairs:
         pairs.setdefault(node, []).append((a, b))
-    reasons: dict[Any, list[tuple[IntArray, str]]] = {}
+    reasons: dict[Any, dict[str, list[IntArray]]] = {}
     for labels, why, node in space.couplings.fixed:
-        reasons.setdefault(node, []).append((labels, why))
+        reasons.setdefault(node, {}).setdefault(why, []).append(labels.reshape(-1))
     for program in space.programs:
         for node in program.graph.nodes:
             ends = [e for n in (*node.all_input_nodes, node) for e in dims_of(space.values.get(n), value_name(n))]
             _join(graph, ends, pairs.get(node, []), _about(node))
-            for labels, why in reasons.get(node, []):
-                _fix(graph, ends, labels, why, _about(node))
+            for why, parts in reasons.get(node, {}).items():
+                _fix(graph, ends, np.concatenate(parts), why, _about(node))
     for name, value in space.parameters.items():
-        for labels, why in reasons.get(None, []):
-            _fix(graph, list(dims_of(value, name)), labels, why, {"op": "", "module": "", "source": ""})
+        for why, parts in reasons.get(None, {}).items():
+            _fix(graph, list(dims_of(value, name)), np.concatenate(parts), why, {"op": "", "module": "", "source": ""})
     return graph
 
 

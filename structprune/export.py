@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ArgumentError, MissingPackageError, VerificationError
 from .prepare import calls_of
 from .program import Call, tensors_in
+from .running import errors
 from .storage import path_of, write
 
 TOLERANCE = 1e-4  # max|a - b| / max|b|, of float32
@@ -64,15 +65,4 @@ def _difference(path: Path, model: nn.Module, call: Call) -> float:
     found = session.run(None, {entry.name: v for entry, v in zip(session.get_inputs(), values, strict=True)})
     with torch.no_grad():
         expected = [t.detach().cpu() for t in tensors_in(model(*call.args, **call.kwargs))]
-    if len(found) != len(expected):
-        return float("inf")
-    return max((_error(torch.as_tensor(a), b) for a, b in zip(found, expected, strict=True)), default=0.0)
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    if found.shape != expected.shape:
-        return float("inf")
-    if not expected.numel():
-        return 0.0
-    gap = float((found.double() - expected.double()).abs().max())
-    return gap / max(float(expected.double().abs().max()), 1e-30)
+    return errors([torch.as_tensor(value).double() for value in found], [value.double() for value in expected])[1]

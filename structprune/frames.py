@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Collection
@@ -38,8 +39,11 @@ def _words_of_callers() -> set[str]:
     """The texts that the code which is running holds: its constants, and the keys of its dicts."""
     found: set[str] = set()
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != _START:
-        if _owner(frame.f_code.co_filename) == "user":
+    while frame is not None:
+        owner = _owner(frame.f_code.co_filename)
+        if owner == "here" and frame.f_code.co_name == _START:
+            break
+        if owner == "user":
             found |= _constants(frame.f_code)
             for held in (*frame.f_locals.values(), *frame.f_globals.values()):
                 if type(held) is dict:
@@ -69,7 +73,7 @@ def _owner(file: str) -> str:
     """Whose code is in a file."""
     if file.startswith(_HERE):
         return "here"
-    return "torch" if file.startswith((_TORCH, "<")) or "contextlib" in file else "user"
+    return "torch" if file.startswith((_TORCH, "<")) or file == contextlib.__file__ else "user"
 
 
 def caller() -> CodeType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,7 +106,7 @@ class ChannelGraph:
         self.call = call  # the first example
         self.model = parts.model
         self.fingerprint = parts.fingerprint
-        self.widths: Mapping[str, int] = {}  # how many units a group had at first, by name; else as many as now
+        self.widths: Mapping[tuple[str, int], int] = {}  # see `first_widths`; groups that are not here are whole
 
     def arranged(self, links: Iterable[tuple[IntArray, Any]] | None) -> ChannelGraph:
         """The same graph with other columns in its balanced grids; see `Space.arranged`."""
@@ -173,11 +174,23 @@ class ChannelGraph:
                 for i, indices, own in places[id(units)]:
                     slices[i].append(Slice(name, dim, indices, own, produces, tensor, self))
         found = []
+        names: Counter[str] = Counter()
         for i, units in first_seen.items():
             name = next(s for s in slices[i] if s.produces).name.removesuffix(".weight")
-            gone = max(self.widths.get(name, 0) - len(units), 0)
+            names[name] += 1
+            gone = max(self.widths.get((name, names[name]), 0) - len(units), 0)
             found.append(Group(name, tuple(slices[i]), units, self, gone))
         return tuple(found)
+
+    def first_widths(self) -> dict[tuple[str, int], int]:
+        """How many units groups had at first, by their names and their numbers among those of the same name: two parts
+        of a fused layer, say."""
+        names: Counter[str] = Counter()
+        found = {}
+        for group in self.groups:
+            names[group.name] += 1
+            found[group.name, names[group.name]] = len(group) + group.gone
+        return found
 
     @cached_property
     def kinds(self) -> Kinds:
@@ -280,15 +293,16 @@ class ChannelGraph:
         free = self.arranged(None) if self.space.couplings.grids else self
         return free.view(free.removed(plan))
 
-    def removed(self, plan: PruningPlan) -> IntArray:
-        """The units of which a plan removes anything.
-
-        Raises ArgumentTypeError for what is no plan, and PlanError for that of another model.
-        """
+    def check_plan(self, plan: Any) -> None:
+        """Raises ArgumentTypeError for what is no plan, and PlanError for that of another model."""
         if not isinstance(plan, PruningPlan):
             raise ArgumentTypeError(f"plan must be a PruningPlan, not {type(plan).__name__}")
         if plan.fingerprint != self.fingerprint:
             raise PlanError("the plan is for another model than the one that was analysed")
+
+    def removed(self, plan: PruningPlan) -> IntArray:
+        """The units of which a plan removes anything. Raises what `check_plan` raises."""
+        self.check_plan(plan)
         found = [np.zeros(0, np.int64)]
         for name, dims in plan.cut.items():
             found += [np.delete(self._vectors[name, dim], indices) for dim, indices in dims.items()]
@@ -324,3 +338,9 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern names the parameter, its layer, or a module that holds it."""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
+
+
+def check_graph(graph: Any) -> None:
+    """What is passed for a graph is one."""
+    if not isinstance(graph, ChannelGraph):
+        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")

@@ -24,7 +24,7 @@ from .plan import PruningPlan
 from .planning import plan, split_target
 from .prepare import check_flag, unwrap
 from .progress import Checkpoint, read_checkpoint, write_checkpoint
-from .schedules import cuts
+from .schedules import check_steps, cuts
 from .storage import check_state, path_of
 from .surgery import apply
 from .verify import Verification
@@ -142,6 +142,7 @@ def _goals(
     graph: ChannelGraph, target: Mapping[str, float] | None, ratio: float | None, schedule: Any, steps: int
 ) -> Goals:
     """What is asked of `plan` at each step, in terms of the unpruned model."""
+    check_steps(steps)
     if ratio is not None:
         return [{"ratio": cut} for cut in cuts(schedule, steps, ratio)]
     counted, latency = split_target(graph, target)
@@ -205,7 +206,7 @@ class _Run:
                 yield Step(small, saved.plan, done, done, trained=True)
         for number, goal in enumerate(goals[done:], done + 1):
             if number > 1:
-                widths = {group.name: len(group) + group.gone for group in graph.groups}
+                widths = graph.first_widths()
                 graph = analyze(small, self.examples, **self.analysis)
                 graph.widths = widths
             made = plan(graph, **self.settings, **self._asked(goal, graph))

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cost import calls, products
+from .cost import macs_of
 from .errors import ArgumentError, ArgumentTypeError
 from .graph import ChannelGraph, Group
 from .labels import IntArray
 from .nodes import Node
-from .program import Call
+from .program import Call, users_of_parameters
 
 WIDTHS = 24  # widths that are timed for each group, at the least
 GAIN = 1.02  # a larger width that takes no more than this times as long makes a smaller one useless
@@ -104,7 +104,8 @@ def staircase(graph: ChannelGraph, groups: Sequence[Group], seconds: float) -> M
     The costliest groups come first; those that the time does not suffice for are free.
     """
     end = time.perf_counter() + seconds
-    busy = {id(group): _busiest(graph, group) for group in groups}
+    users = users_of_parameters(graph.space.programs[:1])
+    busy = {id(group): _busiest(group, users) for group in groups}
     ordered = sorted((g for g in groups if busy[id(g)]), key=lambda g: -busy[id(g)][0][0])  # type: ignore[index]
     found: dict[int, IntArray] = {}
     known: dict[Any, float] = {}
@@ -133,22 +134,12 @@ def right_ends(counts: IntArray, times: Any) -> IntArray:
     return counts[later > times * GAIN]
 
 
-def _busiest(graph: ChannelGraph, group: Group) -> list[tuple[int, Node]]:
+def _busiest(group: Group, users: Mapping[str, set[Node]]) -> list[tuple[int, Node]]:
     """The costliest operation that reads filters or inputs of a group, with its MACs; nothing if there is none."""
     names = {s.name for s in group.slices if s.produces or s.consumes}
-    readers = [n for n in calls(graph) if any(i.meta.get("tensor") in names for i in n.all_input_nodes)]
-    counted = [(_macs(node), node) for node in readers]
+    readers = sorted({n for name in names for n in users.get(name, ())}, key=lambda n: n.place)
+    counted = [(macs_of(node), node) for node in readers]
     return sorted((pair for pair in counted if pair[0]), key=lambda pair: -pair[0])[:1]
-
-
-def _macs(node: Node) -> int:
-    total = 0
-    for product in products(node):
-        count = 1
-        for value, dim in product:
-            count *= value.meta["shape"][dim]
-        total += count
-    return total
 
 
 def _operation_time(

@@ -159,7 +159,7 @@ def _mixing(node: Node) -> Iterator[tuple[Node, Sequence[int]]]:
     family = RULES[op].__module__.rpartition(".")[2] if op in RULES else ""
     if op in _CHANNELWISE or family in _PASSING or (not family and is_pointwise(op)):
         return
-    if op in ("max", "min") and isinstance(node.kwargs.get("other", (*node.args, None)[1]), Node):
+    if op in ("max", "min") and isinstance((*node.args, None)[1], Node):
         return  # max(x, y) is element by element
     if op in _PRODUCTS and all(len(n.meta["shape"]) > 1 for n in node.args):  # type: ignore[union-attr]
         yield from ((node.args[0], (-1,)), (node.args[1], (-2,)))  # type: ignore[misc]
@@ -185,7 +185,7 @@ def _dims(node: Node, source: Node, family: str) -> Sequence[int]:
     if op in ("topk", "kthvalue"):
         dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else -1)
     elif family == "reduction" or op == "mean":
-        dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         dim = node.args[2] if op == "linalg_vector_norm" and len(node.args) > 2 else dim
         dim = None if isinstance(dim, bool) else dim
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -86,6 +86,14 @@ class Graph:
     def writes(self) -> bool:
         """Whether anything is written in place. Asked once the graph is whole."""
         return any(node.meta.get("inplace") for node in self.nodes)
+
+    @functools.cached_property
+    def calls(self) -> Mapping[tuple[str, str], Sequence[Node]]:
+        """The nodes by operation and path of the module that called it. Asked once the graph is whole."""
+        found: dict[tuple[str, str], list[Node]] = {}
+        for node in self.nodes:
+            found.setdefault((node.meta["op"], node.meta.get("path", "")), []).append(node)
+        return found
 
     def names(self) -> dict[Node, str]:
         """A name of its own for every node."""

@@ -202,6 +202,7 @@ def _read_kept(value: Any, path: str, sizes: dict[str, dict[int, int]]) -> Kept:
     for name, dims in _typed(value, dict, path).items():
         for dim, entry in _typed(dims, dict, f"{path}.{name}").items():
             at = f"{path}.{name}.{dim}"
+            _typed(dim, str, at)
             _keys(_typed(entry, dict, at), {"of", "indices"}, at)
             if not dim.isdecimal() or str(int(dim)) != dim:
                 raise PlanError(f"{at}: a dimension is a number from 0, not {dim!r}")

@@ -15,7 +15,7 @@ from .collector import paused
 from .constraints import Constraints, Selector, check_ratio, read_constraints
 from .decision import Request, decide
 from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
-from .graph import ChannelGraph, Group
+from .graph import ChannelGraph, Group, check_graph
 from .importance import NAMED, Importance, Scores, normalization_of, normalized
 from .latency import Latency
 from .plan import PruningPlan
@@ -91,12 +91,6 @@ def plan(
 
 
 # -- arguments ------------------------------------------------------------------------------------------------
-
-
-def check_graph(graph: Any) -> None:
-    """What is passed for a graph is one."""
-    if not isinstance(graph, ChannelGraph):
-        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
 
 
 def _read_amount(

@@ -117,7 +117,7 @@ class Recorder(TorchFunctionMode):
             return _hook(known.name) if known.name in _HOOKING else function(*args, **kwargs)
         if known.name == "data_setter" and is_set_to(*args):  # `x.data *= y`, which was written in place already
             return function(*args)
-        if known.sizes and isinstance(args[0], Tensor):
+        if known.sizes and args and isinstance(args[0], Tensor):
             return self.sizes(known.name, function, args, kwargs)
         if known.python and not self.leaves(known.name) and function not in self.opened:
             self.opened.append(function)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .constraints import Selector, choose
-from .errors import ArgumentError, ArgumentTypeError, PlanError
-from .graph import ChannelGraph, Group, Slice
+from .errors import ArgumentError, ArgumentTypeError
+from .graph import ChannelGraph, Group, Slice, check_graph
 from .importance.base import Criterion
 from .importance.weights import is_scale
 from .plan import PruningPlan
@@ -131,11 +131,8 @@ class Growing:
         growth: float = 1e-4,
         ceiling: float = 1.0,
     ) -> None:
-        _check_graph(graph)
-        if not isinstance(plan, PruningPlan):
-            raise ArgumentTypeError(f"plan must be a PruningPlan, not {type(plan).__name__}")
-        if plan.fingerprint != graph.fingerprint:
-            raise PlanError("the plan is for another model than the graph")
+        check_graph(graph)
+        graph.check_plan(plan)
         self.strength = _nonnegative("strength", strength)
         self.growth = _nonnegative("growth", growth)
         self.ceiling = _nonnegative("ceiling", ceiling)
@@ -180,14 +177,9 @@ def _total(values: Iterable[Tensor]) -> Tensor:
 
 def _groups(graph: ChannelGraph, exclude: Selector | Iterable[Selector]) -> list[Group]:
     """The groups that have something to remove and are not excluded."""
-    _check_graph(graph)
+    check_graph(graph)
     out = choose(graph, exclude, "exclude")
     return [group for group in graph.groups if len(group) > 1 and not out.touches(group)]
-
-
-def _check_graph(graph: Any) -> None:
-    if not isinstance(graph, ChannelGraph):
-        raise ArgumentTypeError(f"graph must be the ChannelGraph that analyze returns, not {type(graph).__name__}")
 
 
 def _nonnegative(name: str, value: Any) -> float:

@@ -45,12 +45,17 @@ def find_schedule(schedule: Any) -> Schedule:
 MOST = 10**6  # steps of which a schedule is asked
 
 
-def cuts(schedule: Any, steps: Any, final: float) -> list[float]:
-    """The fraction removed after each step; the last is `final`. Raises ArgumentError if they do not grow to it."""
+def check_steps(steps: Any) -> None:
+    """Raises ArgumentTypeError or ArgumentError for what is no number of steps."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise ArgumentTypeError(f"steps must be a whole number from 1, not {steps!r}")
     if not 1 <= steps <= MOST:
         raise ArgumentError(f"steps must be a whole number from 1 to {MOST}; {reprlib.repr(steps)} was given")
+
+
+def cuts(schedule: Any, steps: Any, final: float) -> list[float]:
+    """The fraction removed after each step; the last is `final`. Raises ArgumentError if they do not grow to it."""
+    check_steps(steps)
     function = find_schedule(schedule)
     found = [_number(function((i + 1) / steps, final)) for i in range(steps)]
     rising = all(a <= b + 1e-12 for a, b in zip([0.0, *found], found, strict=False))

@@ -15,10 +15,10 @@ from torch import nn
 
 from .constraints import Selector, check_ratio, read_constraints
 from .errors import ArgumentError, ArgumentTypeError, MissingPackageError
-from .graph import ALMOST, ChannelGraph, Group
+from .graph import ALMOST, ChannelGraph, Group, check_graph
 from .importance import Importance
 from .mask import zeroed
-from .planning import check_graph, find_importance, ranked
+from .planning import find_importance, ranked
 from .settlement import settle
 from .storage import path_of
 

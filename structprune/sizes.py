@@ -196,8 +196,15 @@ def _shown(self: Size, spec: str) -> str:
 
 
 Size.__format__ = _shown  # type: ignore[method-assign, assignment]
-for _name in ("pos", "trunc", "floor", "ceil", "round"):
-    setattr(Size, f"__{_name}__", lambda self, digits=None: self)
+for _name in ("pos", "trunc", "floor", "ceil"):
+    setattr(Size, f"__{_name}__", lambda self: self)
+
+
+def _rounded(self: Size, digits: Any = None) -> Any:
+    return self if digits is None or digits >= 0 else _derive(round, self, digits)
+
+
+Size.__round__ = _rounded  # type: ignore[method-assign, assignment]
 Size.conjugate = lambda self: self  # type: ignore[method-assign]
 for _name in ("real", "numerator"):
     setattr(Size, _name, property(lambda self: self))
@@ -206,24 +213,30 @@ Size.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ig
 
 
 # Functions that take an integer as it is, without asking it for anything.
-_GREEDY = ("log", "log2", "log10", "isqrt", "gcd", "lcm", "comb", "perm", "factorial", "ldexp")
+_GREEDY = frozenset({"log", "log2", "log10", "isqrt", "gcd", "lcm", "comb", "perm", "factorial", "ldexp"})
 
 
 @contextmanager
 def arithmetic_watched() -> Iterator[None]:
-    """Functions of `math` that would take a size for any integer: what they answer is watched meanwhile."""
-    before = {name: getattr(math, name) for name in _GREEDY}
+    """Meanwhile what functions of `math` answer that take a size for any integer is watched, and constants that they
+    take, as they are, too, are seen."""
+    before = {
+        name: function for name, function in vars(math).items() if callable(function) and not name.startswith("_")
+    }
 
-    def watching(function: Callable[..., Any]) -> Callable[..., Any]:
+    def watching(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def watched(*args: Any) -> Any:
-            return _observe(function, *args) if any(isinstance(a, Size) for a in args) else function(*args)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            for constant in (a for a in args if isinstance(a, Constant)):
+                constant.seen.add(constant.origin)
+            greedy = name in _GREEDY and any(isinstance(a, Size) for a in args)
+            return _observe(function, *args) if greedy else function(*args, **kwargs)
 
         return watched
 
     try:
         for name, function in before.items():
-            setattr(math, name, watching(function))
+            setattr(math, name, watching(name, function))
         yield
     finally:
         for name, function in before.items():

@@ -108,7 +108,7 @@ def parse(text: str) -> Spec:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # it is no literal
         return text
 
 

@@ -8,6 +8,7 @@ that the weights replaced.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -157,11 +158,12 @@ def write(path: Path, fill_in: Callable[[Path], Any]) -> None:
         fill_in(made)
         with open(made, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(made, 0o644)
+        (beside / "usual").touch()
+        os.chmod(made, (beside / "usual").stat().st_mode & 0o777)  # safetensors keeps others from reading
         os.replace(made, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # by processes that were killed
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):  # by processes that were killed
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -210,8 +212,11 @@ def _make(saved: Saved, make_model: Any) -> Any:
 def recorded_spec(saved: Saved) -> str | None:
     """The spec of the unpruned model; None if there is none, or if it names code or what is to be fetched: a file must
     not choose what runs or is read."""
-    text = saved.record.get("model")
-    return text if isinstance(text, str) and parse(text).known and not parse(text).fetches else None
+    try:
+        spec = parse(str(saved.record.get("model")))
+    except ArgumentError:  # a record says whatever its author wrote
+        return None
+    return spec.text if spec.known and not spec.fetches else None
 
 
 def read(path: str | os.PathLike[str]) -> Saved:

@@ -18,7 +18,7 @@ from .plan import Kept, PruningPlan
 from .prepare import calls_of, check_model, check_placement, check_takes, check_values, unwrap
 from .program import Call
 from .rounding import grains
-from .running import deterministic, double, errors, outcome, run, widened
+from .running import deterministic, double, errors, in_float64, outcome, run
 from .samples import Sample, sampled, variants
 from .steady import LEVELS
 from .stock import over_kept
@@ -75,8 +75,8 @@ def verify(
 ) -> Verification:
     """Compares the pruned model with the masked original.
 
-    Both run in float64 (on CUDA when there is one) on fresh random inputs shaped like the examples, in eval
-    and in train mode (dropout off), at another batch size where the model allows one, then in the working
+    Both run in float64 (on CUDA when there is one) on fresh random inputs shaped like the examples, or on the
+    examples where the model does not take such (see `samples`), in eval and in train mode (dropout off), at another batch size where the model allows one, then in the working
     dtype (half precision on CUDA alone). The error is max|a - b| / max|b| over all outputs, and over the running
     statistics that train mode leaves. Where that is too large, random numbers are held constant (see `steady`), and
     what is zero but for rounding is compared with the rounding of float32 (see `rounding`).
@@ -314,7 +314,7 @@ def _left(buffer: Tensor, kept: Mapping[int, Sequence[int]]) -> Tensor:
 def _noise(exact: nn.Module, working: nn.Module, call: Call) -> float:
     """How far the masked model in its own dtype is from itself in float64, by rounding alone."""
 
-    return errors(run(working, call, "eval"), run(exact, call.mapped(widened), "eval"))[1]
+    return errors(run(working, call, "eval"), run(exact, call.mapped(in_float64), "eval"))[1]
 
 
 def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> None:

@@ -17,13 +17,14 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 
 # From the ground up. A new file goes on the lowest floor that is above everything it imports.
 FLOORS = """
-    bookkeeping collector commands errors frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
-    answers checkpoint copying counting importance.processes memory program readers rewriting rules.checks rules.zeros \
+    errors
+    bookkeeping collector commands frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
+    answers checkpoint copying counting importance.processes memory program readers renewal rewriting rules.checks rules.zeros \
     scalars rows schedules specs steady trials
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
-    composition costing diagram differences samples rules.attention rules.contraction rules.joining rules.movement rules.normalization rules.pointwise \
-    rules.reduction recorder rounding
+    composition costing diagram differences samples rules.attention rules.contraction rules.joining rules.matrices rules.movement \
+    rules.normalization rules.pointwise rules.reduction recorder rounding
     constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules stock
     analysis mask modes roles surgery

@@ -273,6 +273,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         ({"ratio": 1.5}, sp.ArgumentError, "ratio"),
         ({"ratio": 0.5, "steps": 0}, sp.ArgumentError, "steps"),
         ({"ratio": 0.5, "steps": True}, sp.ArgumentTypeError, "steps"),
+        ({"target": {"latency": 0.5}, "steps": "3"}, sp.ArgumentTypeError, "steps"),
         ({"ratio": 0.5, "schedule": "cubical"}, sp.ArgumentError, "'linear', 'cubic', 'exponential'"),
         ({"ratio": 0.5, "schedule": lambda p, f: f * (1 - p)}, sp.ArgumentError, "must rise"),
         ({"ratio": 0.5, "schedule": lambda p, f: None}, sp.ArgumentTypeError, "schedule must return"),
@@ -421,6 +422,27 @@ def test_a_state_that_is_no_tensors_is_refused_before_anything_is_trained(tmp_pa
         with pytest.raises(sp.UnsupportedModelError, match=r"0\._extra_state of the model's state is a dict"):
             start()
     assert list(tmp_path.iterdir()) == []
+
+
+class Fused(nn.Module):
+    """One layer of two parts, which are groups of one name."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.stem = nn.Linear(6, first + second)
+        self.a, self.b = nn.Linear(first, 3), nn.Linear(second, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.stem(x).split([self.first, self.second], 1)
+        return self.a(one.relu()) + self.b(other.tanh())
+
+
+@pytest.mark.parametrize("widths", [(8, 16), (16, 8)])
+def test_parts_of_a_fused_layer_reach_their_own_goals(widths: tuple[int, int]) -> None:
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    *_, step = sp.iterate(randomise(Fused(*widths)), rows, ratio=0.5, steps=2)
+    assert (step.model.a.in_features, step.model.b.in_features) == (widths[0] // 2, widths[1] // 2)
 
 
 def test_a_setting_that_there_is_not() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -233,6 +234,30 @@ def test_a_file_does_not_choose_what_code_runs(result: sp.Result, tmp_path: Path
     sp.save(result, tmp_path / "b.safetensors", record={"model": "torchvision:resnet18"})
     with pytest.raises(sp.PlanError, match="for another model"):
         sp.load(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("model", ["my net, v2", "torchvision:resnet18?weights={[]: 1}", "a:b?c", 3, None])
+def test_a_record_says_what_its_author_likes(model: Any, result: sp.Result, tmp_path: Path) -> None:
+    sp.save(result, tmp_path / "small", record={"model": model})
+    with pytest.raises(sp.StructPruneError, match=r"does not say what model|NoModel|weights"):
+        sp.load(tmp_path / "small")
+    assert sp.load(tmp_path / "small", Net()).training
+
+
+@pytest.mark.parametrize("name", ["small.safetensors", "m[1]"])
+def test_files_are_as_others_are_and_leftovers_go(name: str, result: sp.Result, tmp_path: Path) -> None:
+    """Their modes are those of other new files, whatever their names are."""
+    before = os.umask(0o027)
+    try:
+        sp.save(result, tmp_path / name)
+    finally:
+        os.umask(before)
+    file = tmp_path / name if (tmp_path / name).is_file() else tmp_path / name / "plan.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    left = file.parent / f".{file.name}.gone.partial"
+    left.mkdir()
+    sp.save(result, tmp_path / name, overwrite=True)
+    assert not left.exists()
 
 
 METADATA: dict[str, tuple[Any, str]] = {

@@ -17,11 +17,11 @@ from torch import nn
 
 from ..checkpoint import load_weights
 from ..errors import ArgumentError
-from ..specs import Spec, parse
+from ..specs import FORMS, Spec, parse
 from ..storage import Saved, read, recorded_spec
 from .inputs import HELP, make_inputs
 
-MODEL = "torchvision:NAME, timm:NAME, transformers:CLASS or package.module:callable, with ?key=value&... for options"
+MODEL = f"{FORMS}, with ?key=value&... for options"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from .. import cost
 from ..api import analyze
 from ..graph import ChannelGraph
-from .common import add_json, add_model, load_model, say, show
+from .common import add_json, add_model, load_model, show
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +95,6 @@ def explain(parser: argparse.ArgumentParser) -> None:
     def run(arguments: argparse.Namespace) -> None:
         loaded = load_model(arguments)
         text = analyze(loaded.model, loaded.inputs).explain(arguments.layer)
-        if arguments.json:
-            show(arguments, lambda: {"name": arguments.layer, "explanation": text.splitlines()}, str)
-        else:
-            say(text)
+        show(arguments, lambda: {"name": arguments.layer, "explanation": text.splitlines()}, lambda: text)
 
     parser.set_defaults(run=run)

@@ -57,8 +57,8 @@ def _product(site: Site, a: Labels, b: Labels, left: Labels, right: Labels) -> L
     rank = max(left.ndim, right.ndim)
     batch = tuple(np.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
     shape = (*batch, left.shape[-2], right.shape[-1])
-    rows = _side(left, rank, keep=-2)
-    columns = _side(right, rank, keep=-1)
+    rows = _side(left, keep=-2)
+    columns = _side(right, keep=-1)
     out = site.broadcast(
         [Labels((*left.shape[:-1], 1), rows), Labels((*right.shape[:-2], 1, right.shape[-1]), columns)], shape
     )
@@ -66,7 +66,7 @@ def _product(site: Site, a: Labels, b: Labels, left: Labels, right: Labels) -> L
     return Labels(site.shape, tuple(c.squeeze(dropped) for c in out.coordinates)) if dropped else out
 
 
-def _side(value: Labels, rank: int, keep: int) -> tuple[IntArray, ...]:
+def _side(value: Labels, keep: int) -> tuple[IntArray, ...]:
     """The coordinates that are not summed over."""
     summed = -1 if keep == -2 else -2
     return tuple(c for c in value.coordinates if c.shape[summed] == 1)

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from ..labels import BoolArray, Couplings, IntArray, Labels, collapse, compress
 from ..nodes import Node
@@ -101,9 +100,7 @@ class View:
         if isinstance(argument, Size):
             return evaluate(argument, self.leaf)
         if isinstance(argument, list | tuple):
-            return (
-                type(argument)(self.evaluate(a) for a in argument) if not isinstance(argument, torch.Size) else argument
-            )
+            return type(argument)(self.evaluate(a) for a in argument)
         if isinstance(argument, dict):
             return {k: self.evaluate(v) for k, v in argument.items()}
         if isinstance(argument, slice):
@@ -167,7 +164,10 @@ class Requirement:
     why: str
 
     def holds(self, view: View) -> bool:
-        return bool(view.evaluate(self.size) == self.expected(view))
+        try:
+            return bool(view.evaluate(self.size) == self.expected(view))
+        except ArithmeticError:  # it divides by what became 0
+            return False
 
     def equals(self, read: Reader) -> Pairs:
         return alike([self.size], read, self.labels)
@@ -186,7 +186,10 @@ class GuardCheck:
         return f"Python looks at its size ({self.guard.where})"
 
     def holds(self, view: View) -> bool:
-        return bool(evaluate(self.guard.origin, view.leaf) == self.guard.expected)
+        try:
+            return bool(evaluate(self.guard.origin, view.leaf) == self.guard.expected)
+        except ArithmeticError:  # it divides by what became 0
+            return False
 
     def equals(self, read: Reader) -> Pairs:
         one, other = (read(operand) for operand in self._equal() or (None, None))
@@ -227,10 +230,10 @@ class Movement:
 
     def holds(self, view: View) -> bool:
         kept, small_shape = view.kept(self.source), view.shape(self.source)
-        arguments = view.evaluate(self.node.args[1:]), view.evaluate(self.node.kwargs)
         try:
+            arguments = view.evaluate(self.node.args[1:]), view.evaluate(self.node.kwargs)
             moved = [self.run(take(index, kept), small_shape, *arguments) for index in self._indices]
-        except (RuntimeError, IndexError, ValueError):  # the sizes do not fit: what the check is for
+        except (RuntimeError, IndexError, ValueError, ArithmeticError):  # the sizes do not fit: what the check is for
             return False
         for small, (count, full) in zip(moved, self._moved, strict=True):
             if len(small) != count:

@@ -15,7 +15,7 @@ from .site import Site, rule
 def cat(site: Site, tensors: Sequence[Labels], dim: int = 0, **kwargs: Any) -> Labels:
     """Labels are laid end to end along `dim` and meet along the others."""
     rank = len(site.shape)
-    dim = int(kwargs.get("axis", dim)) % rank
+    dim = int(dim) % rank
     values = [t for t in tensors if t.shape != (0,)] or list(tensors)
     if site.name in _STACKED:
         dim, raised = _STACKED[site.name]

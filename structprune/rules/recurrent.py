@@ -85,9 +85,9 @@ def recurrent(site: Site, input: Labels, state: Any, weights: Any, biased: Any, 
             if len(states) > 1:
                 _meet(site, cells, states[1])
         laid = np.concatenate([o for o in outs if o is not None]) if all(o is not None for o in outs) else None
-        width = sum(1 for _ in outs) * states[0].shape[-1]
+        width = len(outs) * states[0].shape[-1]
         before, sequence = sequence, Labels((*input.shape[:-1], width), tuple(place(laid, input.ndim, -1)))
-        site.stands_for(sequence, before)
+        site.alias(before, sequence)  # it is made from zeros wherever these or the weights are
     ends = [states[0].along(-1), cells][: len(states)]
     parts = {0: sequence}
     for i, labels in enumerate(ends, 1):

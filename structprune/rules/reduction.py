@@ -40,11 +40,8 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 )  # fmt: skip
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """sum(x), sum(x, dim), x.max(dim); max(x, y) is element by element."""
-    dim = kwargs.get("dim", kwargs.get("axis", kwargs.get("other", dim)))
     if isinstance(dim, Labels) and site.name in ("max", "min"):
         return site.broadcast([input, dim], site.shape)
-    if isinstance(dim, bool):  # var(x, unbiased)
-        dim = None
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
     zero = site.name in ("sum", "nansum") and site.zero(input)

@@ -75,13 +75,13 @@ class Reshaping:
         small_source, small_result = view.shape(self.source), view.shape(self.result)
         if 0 in small_source and 0 not in self.source.shape:
             return False
-        args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
-        others = [
-            torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, Node) else a for a in args
-        ]
         try:
+            args, kwargs = view.evaluate(self.node.args[1:]), view.evaluate(dict(self.node.kwargs))
+            others = [
+                torch.empty(view.shape(self.site.values[a]), device="meta") if isinstance(a, Node) else a for a in args
+            ]
             out = self.node.target(torch.empty(small_source, device="meta"), *others, **kwargs)  # type: ignore
-        except (RuntimeError, ValueError):  # the sizes do not fit: what the check is for
+        except (RuntimeError, ValueError, ArithmeticError):  # the sizes do not fit: what the check is for
             return False
         if tuple(out.shape) != small_result:
             return False
@@ -131,7 +131,7 @@ class Reshaping:
         return np.broadcast_to(corner, [self.result.shape[d] for d in dims]).reshape(-1)
 
 
-def literal_dims(site: Site, sizes: Sequence[Any]) -> list[int]:
+def literal_dims(sizes: Sequence[Any]) -> list[int]:
     """The dimensions of the result whose size is a number in the code."""
     return [d for d, n in enumerate(sizes) if type(n) is int and n != -1]
 
@@ -169,7 +169,7 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, j
     coordinates = list(input.coordinates)
     if input.shape != site.shape:
         coordinates = [compress(reshape_index(c, input.shape, site.shape)) for c in coordinates]
-    literal = [d + offset for d in literal_dims(site, sizes)]
+    literal = [d + offset for d in literal_dims(sizes)]
     if literal:
         written = ", ".join(str(site.shape[d]) for d in literal)
         why = f"{site.name} is given the size {written}, written in the code"

@@ -94,10 +94,6 @@ class Site:
     def _origin(self, value: Labels) -> Labels:
         return self._aliases[id(value)][1] if id(value) in self._aliases else value
 
-    def stands_for(self, derived: Labels, value: Labels) -> None:
-        """`derived` is made inside this operation from zeros wherever `value` or its weights are."""
-        self.alias(value, derived)
-
     def node_of(self, value: Labels) -> Node | None:
         """The node that an argument of this operation comes from."""
         value = self._origin(value)
@@ -141,7 +137,7 @@ class Site:
         substitute can make them."""
         dim = _CHANNELS.get(name, -1)
         module = self.modules[self.path]
-        calls = [n for n in self.node.graph.nodes if n.meta["op"] == name and n.meta["path"] == self.path]
+        calls = self.node.graph.calls.get((name, self.path), ())
         kinds = (type(module), *extended(type(module)))
         known = {kind.forward.__code__ for kind in kinds if names_norm(kind, name)}
         alike = all(n.meta["code"] in known for n in calls)

@@ -21,7 +21,7 @@ from .zeros import reads_zero
 @rule("mean")
 def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Over channels only where it belongs to a norm written out by hand."""
-    dims = dims_of(input, kwargs.get("dim", kwargs.get("axis", dim)))
+    dims = dims_of(input, dim)
     labels = _single(input, dims)
     if labels is not None:
         swap = _counted(site, labels, dims[0])
@@ -36,7 +36,7 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
 @rule("var", "std", "var_mean", "std_mean")
 def spread(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Over channels only where it belongs to a norm written out by hand."""
-    dims = dims_of(input, None if isinstance(dim, bool) else kwargs.get("dim", kwargs.get("axis", dim)))
+    dims = dims_of(input, None if isinstance(dim, bool) else dim)
     labels = _single(input, dims)
     swap = _counted(site, labels, dims[0]) if labels is not None else None
     if swap is not None:
@@ -58,7 +58,8 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     """
     module = site.modules[site.path]
     known = ghosts(type(module))
-    nodes = [n for n in site.node.graph.nodes if n.meta["op"] in STATISTICS and n.meta["path"] == site.path]
+    nodes = [n for op in STATISTICS for n in site.node.graph.calls.get((op, site.path), ())]
+    nodes.sort(key=lambda n: n.place)
     if known is None or "forward" in vars(module) or len(nodes) % len(known):
         return None
     found = [_centred(n) for n in nodes]
