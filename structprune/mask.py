@@ -41,8 +41,9 @@ def mask(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """The masked original with standard `torch.nn.utils.prune` masks on its parameters.
 
     Buffers such as running statistics, which cannot carry a mask, hold zeros. `torch.nn.utils.prune.remove`
-    works on every masked parameter, and while it is trained the masks hold the zeros. Producers and consumers are both masked, so that an activation with
-    f(0) != 0 does not leak. Raises PlanError if the plan was made for another model.
+    works on every masked parameter, and while the model is trained the masks hold the zeros. Producers and consumers
+    are both masked, so that an activation with f(0) != 0 does not leak. Raises PlanError if the plan was made for
+    another model.
     """
     masked = zeroed(plan, model)
     canonical = {id(p): name for name, p in masked.named_parameters()}

@@ -11,8 +11,8 @@ from .nodes import Node
 VIEWS = frozenset(
     """view reshape _unsafe_view flatten unflatten ravel view_as reshape_as view_as_real view_as_complex permute
     transpose t T mT H mH adjoint movedim unsqueeze squeeze narrow tensor_split unbind
-    select slice getitem diagonal unfold chunk split split_with_sizes unsafe_chunk unsafe_split expand expand_as
-    broadcast_to contiguous detach alias""".split()
+    select getitem diagonal unfold chunk split split_with_sizes unsafe_chunk unsafe_split expand expand_as
+    broadcast_to contiguous detach""".split()
 )
 _IDLE = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})  # outside of training
 

@@ -63,6 +63,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self._names: dict[Node, str] = {}
+        self.writers: dict[Node, list[Node]] = {}  # by what they share memory with, as far as that was asked
 
     def add(
         self,

@@ -131,31 +131,29 @@ _CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsVi
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in a nest of containers, dataclasses and plain objects, in order."""
-    return (leaf for leaf in _leaves(value, ()) if isinstance(leaf, Tensor))
+    return _leaves(value, Tensor, ())
 
 
 def sizes_in(value: Any) -> Iterator[Size]:
     """The sizes in such a nest."""
-    return (leaf for leaf in _leaves(value, ()) if isinstance(leaf, Size))
+    return _leaves(value, Size, ())
 
 
-def _leaves(value: Any, inside: tuple[int, ...]) -> Iterator[Tensor | Size]:
-    """The tensors and sizes in a nest, of which objects (by id) are being looked through."""
-    if isinstance(value, Tensor | Size):
+def _leaves(value: Any, kind: Any, inside: tuple[int, ...]) -> Iterator[Any]:
+    """What is of a kind in a nest, of which objects (by id) are being looked through."""
+    if isinstance(value, kind):
         yield value
-    elif isinstance(value, int | float | str) or id(value) in inside:
+    elif isinstance(value, Tensor | int | float | str) or value is None or id(value) in inside:
         return
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _leaves(item, inside)
+            yield from _leaves(item, kind, inside)
     elif isinstance(value, _CONTAINERS):
         for item in value:
-            yield from _leaves(item, inside)
-    elif isinstance(value, type | nn.Module) or value is None:
-        return
-    else:
+            yield from _leaves(item, kind, inside)
+    elif not isinstance(value, type | nn.Module):
         for item in _attributes(value):
-            yield from _leaves(item, (*inside, id(value)))
+            yield from _leaves(item, kind, (*inside, id(value)))
 
 
 def _attributes(value: Any) -> Iterable[Any]:

@@ -76,10 +76,11 @@ def verify(
     """Compares the pruned model with the masked original.
 
     Both run in float64 (on CUDA when there is one) on fresh random inputs shaped like the examples, or on the
-    examples where the model does not take such (see `samples`), in eval and in train mode (dropout off), at another batch size where the model allows one, then in the working
-    dtype (half precision on CUDA alone). The error is max|a - b| / max|b| over all outputs, and over the running
-    statistics that train mode leaves. Where that is too large, random numbers are held constant (see `steady`), and
-    what is zero but for rounding is compared with the rounding of float32 (see `rounding`).
+    examples where the model does not take such (see `samples`), in eval and in train mode (dropout off), at another
+    batch size where the model allows one, then in the working dtype (half precision on CUDA alone). The error is
+    max|a - b| / max|b| over all outputs, and over the running statistics that train mode leaves. Where that is too
+    large, random numbers are held constant (see `steady`), and what is zero but for rounding is compared with the
+    rounding of float32 (see `rounding`).
 
     Args:
         small: the pruned model, if it is at hand; else `apply(plan, model)`. Trained further, it differs.

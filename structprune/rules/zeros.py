@@ -303,14 +303,20 @@ def overwritten(source: Node, reader: Node, zero: Callable[[Node], bool]) -> boo
     while base.all_input_nodes and _shares(base):
         base = base.all_input_nodes[0]
         chain.add(base)
-    family, queue = set(chain), list(chain)
+    if base not in base.graph.writers:
+        base.graph.writers[base] = _writers(base)
+    return any(n.place < reader.place and n not in chain and not zero(n) for n in base.graph.writers[base])
+
+
+def _writers(base: Node) -> list[Node]:
+    """What writes into the memory of a value, or of its views."""
+    family, queue = {base}, [base]
     while queue:
         for user in queue.pop().users:
             if _shares(user) and user not in family and user.all_input_nodes[0] in family:
                 family.add(user)
                 queue.append(user)
-    writers = [n for n in family if _writes(n) and n not in chain and n.place < reader.place]
-    return any(not zero(writer) for writer in writers)
+    return [n for n in family if _writes(n)]
 
 
 def _at_zero(node: Node) -> bool:
