@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_exact, assert_exact_or_nothing, assert_kept, randomise
+from helpers import assert_exact, assert_exact_or_nothing, assert_kept, masked_original, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
@@ -123,6 +123,38 @@ def test_multihead_attention(options: dict[str, Any], need_weights: bool) -> Non
     small = exact(Mha(need_weights, **options))
     assert (small.attention.num_heads, small.attention.embed_dim) == (2, 12)
     assert isinstance(small.attention, nn.MultiheadAttention)
+
+
+class Masked(Mha):
+    def forward(self, x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:  # type: ignore[override]
+        y = self.inp(x)
+        return self.head(y + self.attention(y, y, y, key_padding_mask=padding, attn_mask=mask)[0])
+
+
+LATER = torch.ones(6, 6).triu(1).bool()
+PADDED = torch.arange(6).expand(2, 6) >= torch.tensor([[4], [6]])
+MASKS: dict[str, tuple[Tensor | None, Tensor | None, int]] = {
+    "causal": (LATER, None, 2),
+    "added": (torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).double(), None, 2),
+    "padding": (None, PADDED, 2),
+    "padding that is added": (None, PADDED.double() * -1e9, 2),
+    "both": (LATER, PADDED, 2),
+    "another for each head": (torch.randn(8, 6, 6, generator=torch.Generator().manual_seed(1)).double(), PADDED, 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+@pytest.mark.parametrize("options", [{}, {"add_zero_attn": True, "add_bias_kv": True}], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_multihead_attention(name: str, options: dict[str, Any]) -> None:
+    """As many masks as heads are an input, and keep the heads."""
+    *masks, heads = MASKS[name]
+    model = randomise(Masked(**options).double()).eval()
+    result = sp.prune(model, (WORDS, *masks))
+    small: Any = result.model
+    assert (small.attention.num_heads, small.attention.embed_dim) == (heads, 12)
+    expected = masked_original(model, result.plan)(WORDS, *masks)
+    torch.testing.assert_close(small(WORDS, *masks), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
