@@ -29,6 +29,7 @@ from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .scalars import is_merely_asked
+from .siblings import hold_for_siblings
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
 from .trials import coupled_alike, families, removals, unequal_removals
 
@@ -65,12 +66,11 @@ class Space:
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
         self._survived: dict[int, IntArray] = {}  # by id: the units that a check depended on when it last held
-        names = self.parts.names
         self._mirrors = {
-            AttributeOf(path, row.attribute): (row, names[id(tensor)])
+            AttributeOf(path, row.attribute): (row, self.parts.names[id(tensor)])
             for path, module in self.modules.items()
             for row, tensor in mirrors(module)
-            if id(tensor) in names  # a parametrized weight is computed anew each time
+            if id(tensor) in self.parts.names  # a parametrized weight is computed anew each time
         }
         for program in self.programs:
             for node in program.graph.nodes:
@@ -89,6 +89,7 @@ class Space:
                 self._required.setdefault(check.size.origin, []).append(check)
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)
+        hold_for_siblings(self)
         self._settle()
 
     # -- interpreting -----------------------------------------------------------------------------------

@@ -11,28 +11,34 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
 from .inventory import Inventory
-from .source import CannotRewriteError, methods_of
+from .source import CannotRewriteError, methods_of, names_in
 
 
 def reused(parts: Inventory) -> dict[str, str]:
     """By name: buffers and plain tensors that are still those that `parts` knows, with what can replace them."""
+    kinds = {type(module) for module in parts.modules.values()}
+    setters = {name: where for kind in kinds for name, where in made_anew(kind).items()}
+    if not setters:
+        return {}
     found: dict[str, str] = {}
     for module in parts.modules.values():
-        for name, where in made_anew(type(module)).items():
-            tensor = module._buffers.get(name, vars(module).get(name))
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and id(tensor) in parts.names:
-                found[parts.names[id(tensor)]] = where
+        for store in (module._buffers, vars(module)):
+            for name in setters.keys() & store.keys():
+                tensor = store[name]
+                if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and id(tensor) in parts.names:
+                    found[parts.names[id(tensor)]] = setters[name]
     return found
 
 
 def made_anew(kind: type[nn.Module]) -> Mapping[str, str]:
-    """The attributes that the `forward` of a class sets, itself or by its other methods, and where."""
+    """The attributes that the `forward` of a class sets, of whatever object, or the methods and functions of its package
+    that it calls; and where."""
     key: Any = kind
     return _made_anew(key)
 
@@ -40,30 +46,51 @@ def made_anew(kind: type[nn.Module]) -> Mapping[str, str]:
 @functools.cache
 def _made_anew(kind: Any) -> dict[str, str]:
     try:
-        methods = methods_of(kind)
+        queue = [inspect.getattr_static(kind, name) for name in methods_of(kind)]
     except CannotRewriteError:  # PyTorch's own
         return {}
     found: dict[str, str] = {}
-    for name in methods:
-        code = inspect.getattr_static(kind, name).__code__
-        where = f"{kind.__name__}.{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
-        found.update(dict.fromkeys(_set_by(code), where))
+    seen: set[CodeType] = set()
+    while queue:
+        function = queue.pop()
+        code = function.__code__
+        if code not in seen:
+            seen.add(code)
+            where = f"{function.__qualname__} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+            found.update(dict.fromkeys(_set_by(code), where))
+            queue += _called(function)
     return found
 
 
+def _called(function: FunctionType) -> Iterator[FunctionType]:
+    """The functions of the same package that a function looks up by their names."""
+    home = (function.__module__ or "").partition(".")[0]
+    for name in names_in(function.__code__):
+        other = function.__globals__.get(name)
+        if isinstance(other, FunctionType) and (other.__module__ or "").partition(".")[0] == home:
+            yield other
+
+
+# With these names attributes are set by theirs.
+_SETTERS = frozenset({"register_buffer", "setattr", "vars", "__dict__", "_buffers"})
+
+
 def _set_by(code: CodeType) -> Iterator[str]:
-    """The names of attributes that a function sets, but not from their old values, as it does running means; and of
-    buffers that it may register."""
-    read: set[str] = set()  # in this expression
+    """The names of attributes that a function sets, but not from their old values, as it does running means."""
+    read: list[str] = []  # in this expression
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            read.add(instruction.argval)
+            read.append(instruction.argval)
+        elif instruction.opname == "STORE_ATTR" and instruction.argval == "data":  # x.table.data = ...
+            yield from read[-1:]
         elif instruction.opname == "STORE_ATTR" and instruction.argval not in read:
             yield instruction.argval
         if "JUMP" in instruction.opname or instruction.opname.startswith("STORE"):
             read.clear()
-    if "register_buffer" in code.co_names:
-        yield from (constant for constant in code.co_consts if isinstance(constant, str))
+    constants = list(code.co_consts)
+    if _SETTERS.intersection(code.co_names):
+        constants += [key for constant in constants if isinstance(constant, tuple) for key in constant]
+        yield from (constant for constant in constants if isinstance(constant, str))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _set_by(constant)

@@ -26,7 +26,7 @@ FLOORS = """
     composition costing diagram differences samples rules.attention rules.contraction rules.joining rules.matrices rules.movement \
     rules.normalization rules.pointwise rules.reduction recorder rounding
     constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
-    constants fitting html rules stock
+    constants fitting html rules siblings stock
     analysis mask modes roles surgery
     explanation groups inflate kinds optimizers storage verify
     commands.common export graph progress report
