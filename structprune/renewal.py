@@ -37,8 +37,8 @@ def reused(parts: Inventory) -> dict[str, str]:
 
 
 def made_anew(kind: type[nn.Module]) -> Mapping[str, str]:
-    """The attributes that the `forward` of a class sets, of whatever object, or the methods and functions of its package
-    that it calls; and where."""
+    """The attributes that the `forward` of a class sets, of whatever object, or functions of its package that it calls;
+    and where."""
     key: Any = kind
     return _made_anew(key)
 

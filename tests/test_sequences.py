@@ -1071,6 +1071,40 @@ def test_experts_that_get_no_token() -> None:
     assert any(why.startswith("the traced call had no elements there") for why in result.report.fixed.values())
 
 
+class Skipping(nn.Module):
+    """Experts that are passed over where no token is sent to them."""
+
+    def __init__(self, count: int = 6) -> None:
+        super().__init__()
+        self.inp, self.gate, self.head = nn.Linear(16, 12), nn.Linear(12, count), nn.Linear(12, 5)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 12)) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x).flatten(0, 1)
+        chosen, sums = self.gate(x).argmax(1), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            token = torch.where(chosen == i)[0]
+            if len(token):
+                sums = sums.index_add(0, token, expert(x[token]))
+        return self.head(x + sums)  # type: ignore[no-any-return]
+
+
+def test_experts_that_no_call_reached_may_be_reached_later() -> None:
+    """They stay whole, and so does the stream; those that were reached get narrower inside."""
+    model = randomise(Skipping().double(), 0)
+    result = sp.prune(model, torch.randn(1, 1, 16, dtype=torch.float64))
+    small: Any = result.model
+    assert small.inp.out_features == 12
+    assert sorted(expert[0].out_features for expert in small.experts) == [4, 8, 8, 8, 8, 8]
+    assert "experts.0 was not reached" in str(result.report.fixed) or "experts.1 was not reached" in str(
+        result.report.fixed
+    )
+    words = torch.randn(2, 40, 16, dtype=torch.float64)
+    torch.testing.assert_close(small(words), masked_original(model, result.plan)(words), rtol=1e-12, atol=1e-12)
+    everywhere = sp.prune(model, words).model
+    assert everywhere.inp.out_features == 6  # type: ignore[union-attr]
+
+
 class StandardisedAndNormed(nn.Module):
     """Weights that are standardised by `F.batch_norm`, and a value [N, C] that has one, too."""
 
