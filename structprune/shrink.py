@@ -89,6 +89,13 @@ def shrink(
         change = deviation(promoted, graph.model, calls)
         graph = analyze(promoted, example_inputs)
     small, plan, check, liveness = _shrunk(graph, calls, verify)
+    while plan.kept and kept_although_dead(liveness):  # once groups are gone, channels inside of others may go
+        again = analyze(small, example_inputs)
+        if not find_dead(by_zeros(again))[1].kept:
+            break
+        small, further, second, liveness = _shrunk(again, calls, verify)
+        plan = plan.then(further)
+        check = max((check, second), key=lambda one: one.max_rel_error if one is not None else 0.0)
     if not details:
         return small
     report = replace(report_on(graph, plan, check), find_fixed=lambda: kept_although_dead(liveness))
@@ -107,7 +114,7 @@ def check_promotion(structured: Any, threshold: Any) -> None:
     """What `structured` and `threshold` may be."""
     if structured is not None and not (isinstance(structured, str) and structured == "promote"):
         raise ArgumentError(f"structured must be None or 'promote', not {structured!r}")
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
         raise ArgumentTypeError(f"threshold must be a number in [0, 1], not {threshold!r}")
     if not 0 <= threshold <= 1:
         raise ArgumentError(

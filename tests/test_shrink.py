@@ -174,6 +174,25 @@ def test_every_kind_of_mask(masked: Callable[[Any], None]) -> None:
     assert result.report.fixed == {}
 
 
+def test_groups_and_then_channels_inside_of_the_others() -> None:
+    """Two of four groups are masked, and of the others an input at the same place."""
+    model = made(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(12, 4, 1),
+    )
+    zero(model[0].weight, [0, 2, 4, 5, 6, 7])
+    zero(model[0].bias, [0, 2, 4, 5, 6, 7])
+    zero(model[2].weight, range(6, 12))
+    zero(model[2].bias, range(6, 12))
+    result = assert_shrinks(model, images(), to=144)
+    assert result.report.verification is not None
+    small = sp.apply(result.plan, model)
+    assert parameters(small) == 144
+
+
 @pytest.mark.parametrize("function", [torch.max, torch.min, lambda a, b: torch.max(a, other=b), torch.maximum])
 def test_the_larger_of_two(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Of two constants it is a constant; nothing is reduced."""
