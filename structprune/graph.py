@@ -337,6 +337,8 @@ def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:
 def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern names the parameter, its layer, or a module that holds it."""
     parts = name.split(".")
+    if name == pattern or name.startswith(f"{pattern}."):  # a name may hold what patterns are made of
+        return True
     return any(fnmatch.fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1))
 
 

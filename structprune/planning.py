@@ -14,7 +14,7 @@ from .balance import balanced
 from .collector import paused
 from .constraints import Constraints, Selector, check_ratio, read_constraints
 from .decision import Request, decide
-from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError
+from .errors import ArgumentError, ArgumentTypeError, NothingToPruneError, UnsupportedModelError
 from .graph import ChannelGraph, Group, check_graph
 from .importance import NAMED, Importance, Scores, normalization_of, normalized
 from .latency import Latency
@@ -207,8 +207,16 @@ def included(graph: ChannelGraph, constraints: Constraints) -> list[Group]:
 
 def _scores(measure: Importance, group: Group) -> Scores:
     found = measure(group)
+    if isinstance(found, Tensor) and found.is_meta:
+        raise UnsupportedModelError(f"the importance of {group.name} is on the meta device and has no values")
     try:
-        scores = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found, np.float64)
+        if isinstance(found, Tensor):
+            found = found.detach().cpu()
+            found = found if found.is_complex() else found.double()  # NumPy knows no bfloat16
+        scores = np.asarray(found)
+        if scores.dtype.kind == "c":
+            raise TypeError("complex numbers have no order")
+        scores = scores.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentTypeError(f"an importance must return numbers; for {group.name} it returned {found!r}") from error
     if scores.shape != (len(group),):

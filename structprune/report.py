@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .diagram import Diagram
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError
@@ -70,15 +71,14 @@ class Report:
     def from_dict(data: Any) -> Report:
         """The inverse of `to_dict`, before or after JSON; raises FileFormatError for anything else."""
         try:
-            check, diagram, fixed = data["verification"], Diagram.from_dict(data["diagram"]), dict(data["fixed"])
-            if check is not None:
-                check = Verification(**{**check, "comparisons": tuple(Comparison(**c) for c in check["comparisons"])})
+            check, diagram = _verification(data["verification"]), Diagram.from_dict(data["diagram"])
+            fixed = {str(name): str(why) for name, why in dict(data["fixed"]).items()}
             widths = {name: (int(before), int(after)) for name, (before, after) in data["widths"].items()}
             (params, left), (macs, spent) = data["params"], data["macs"]
             sizes = ((int(params), int(left)), (int(macs), int(spent)))
             rest = (tuple(map(str, data["notes"])), float(data["seconds"]))
             lost = {name: Loss(**loss) for name, loss in data["lost"].items()}
-            deviation = data["deviation"]
+            deviation = _or_none(float, data["deviation"])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"this is no report of structprune: {type(error).__name__}: {error}") from error
         return Report(*sizes, widths, check, lambda: fixed, *rest, lost, deviation, lambda: diagram)
@@ -100,12 +100,12 @@ class Report:
         write(target, lambda at: at.write_text(text, encoding="utf-8"))
 
     def __rich__(self) -> Table:
-        table = Table(title="structprune", title_justify="left", caption=self._caption(), caption_justify="left")
+        table = Table(title="structprune", title_justify="left", caption=Text(self._caption()), caption_justify="left")
         table.add_column("layer")
         for heading in ("before", "after"):
             table.add_column(heading, justify="right")
         for name, (before, after) in self.widths.items():
-            table.add_row(name, str(before), str(after))
+            table.add_row(Text(name), str(before), str(after))
         table.add_section()
         for name, (before, after) in {"parameters": self.params, "MACs": self.macs}.items():
             table.add_row(name, f"{before:,}", f"{after:,} ({after / max(before, 1):.0%})")
@@ -129,3 +129,26 @@ class Report:
         with console.capture() as capture:
             console.print(self)
         return capture.get()
+
+
+def _or_none(kind: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else kind(value)
+
+
+def _verification(data: Any) -> Verification | None:
+    """What a file says of a verification, every part of its kind."""
+    if data is None:
+        return None
+    if not isinstance(data["message"], str):
+        raise TypeError("the message of a verification is a text")
+    comparisons = tuple(
+        Comparison(
+            str(c["mode"]), str(c["dtype"]), str(c["device"]), _or_none(int, c["batch"]), float(c["max_abs_error"]),
+            float(c["max_rel_error"]), float(c["tolerance"]),
+        )
+        for c in data["comparisons"]
+    )  # fmt: skip
+    return Verification(
+        bool(data["ok"]), float(data["max_abs_error"]), float(data["max_rel_error"]),
+        _or_none(str, data["first_difference"]), comparisons, data["message"], _or_none(float, data["deviation"]),
+    )  # fmt: skip

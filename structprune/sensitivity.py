@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from .constraints import Selector, check_ratio, read_constraints
@@ -103,7 +104,7 @@ class Sensitivity:
             table.add_column(f"{ratio:.0%}", justify="right")
         for row in sorted(self.rows, key=lambda row: -max(row.drops.values())):
             drops = [f"{drop:.4g}" for drop in row.drops.values()]
-            table.add_row(row.name, row.kind, str(row.units), str(len(row.layers)), *drops)
+            table.add_row(Text(row.name), row.kind, str(row.units), str(len(row.layers)), *drops)
         return table
 
     def __str__(self) -> str:

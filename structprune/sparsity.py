@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.modules import conv
 
@@ -81,12 +82,12 @@ class Sparsity:
         }
 
     def __rich__(self) -> Table:
-        table = Table(title="sparsity", title_justify="left", caption=self._caption(), caption_justify="left")
+        table = Table(title="sparsity", title_justify="left", caption=Text(self._caption()), caption_justify="left")
         table.add_column("parameter")
         for heading in ("elements", "zero", "", "masked", "channels", "all zero"):
             table.add_column(heading, justify="right")
         for name, count in self.parameters.items():
-            table.add_row(name, *_cells(count))
+            table.add_row(Text(name), *_cells(count))
         table.add_section()
         for name, count in {"weights": self.weights, "vectors": self.biases, "all": self.total}.items():
             table.add_row(name, *_cells(count))

@@ -1031,6 +1031,21 @@ def test_scores_that_require_gradients() -> None:
     assert plan.kept["conv1.weight"][0] == (4, 5, 6, 7)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_scores_of_any_real_dtype(dtype: torch.dtype) -> None:
+    plan = sp.plan(sp.analyze(Net(), images()), importance=lambda g: torch.arange(len(g)).to(dtype))
+    assert plan.kept["conv1.weight"][0] == (4, 5, 6, 7)
+
+
+def test_scores_without_order_or_values() -> None:
+    graph = sp.analyze(Net(), images())
+    for scores in (torch.arange(8) * 1j, np.arange(8) * 1j):
+        with pytest.raises(sp.ArgumentTypeError, match="an importance must return numbers"):
+            sp.plan(graph, importance=lambda g, scores=scores: scores[: len(g)])
+    with pytest.raises(sp.UnsupportedModelError, match="is on the meta device and has no values"):
+        sp.plan(graph, importance=lambda g: torch.empty(len(g), device="meta"))
+
+
 def test_a_plan_of_more_channels_than_there_can_be() -> None:
     text = sp.plan(sp.analyze(Net(), images())).to_json().replace('"of":8', f'"of":{10**12}', 1)
     with pytest.raises(sp.PlanError, match="no dimension has 1000000000000 channels"):

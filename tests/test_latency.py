@@ -101,6 +101,12 @@ def test_all_of_the_time_removes_nothing() -> None:
     assert not sp.plan(sp.analyze(net(), rows()), target={"latency": 1})
 
 
+def test_all_of_the_time_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise would make the model slower than itself."""
+    monkeypatch.setattr(latency.Stopwatch, "compare", lambda self, model: (1.0, 1.5))
+    assert not sp.plan(sp.analyze(net(), rows()), target={"latency": 1.0})
+
+
 @pytest.mark.usefixtures("tiled")
 def test_a_model_that_cannot_be_as_fast() -> None:
     graph = sp.analyze(net(), rows())

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import OrderedDict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,35 @@ def test_a_damaged_report(result: sp.Result) -> None:
     for key in data:
         with pytest.raises(sp.FileFormatError):
             sp.Report.from_dict({k: v for k, v in data.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("message", None), ("max_rel_error", "much"), ("comparisons", [3]), ("first_difference", 3)]
+)
+def test_a_verification_of_odd_parts(key: str, value: Any, result: sp.Result, tmp_path: Path) -> None:
+    """They are refused, or are texts and numbers then."""
+    data = json.loads(json.dumps(result.report.to_dict()))
+    data["verification"][key] = value
+    data["fixed"] = {"a": 3}
+    try:
+        again = sp.Report.from_dict(data)
+    except sp.FileFormatError:
+        return
+    again.to_html(tmp_path / "report.html")
+    assert "kept, 1 x: 3" in str(again)
+
+
+def test_names_that_look_like_markup() -> None:
+    names = ["[bold]", "[/x]", "[mask]"]
+    model = nn.Sequential(OrderedDict(zip(names, [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)], strict=True)))
+    result = sp.prune(randomise(model), torch.randn(2, 4), ratio=0.5)
+    assert "[bold]" in str(result.report)
+    assert "[mask].weight" in str(sp.sparsity(model, torch.randn(2, 4)))
+    graph = sp.analyze(model, torch.randn(2, 4))
+    found = sp.sensitivity(graph, lambda m: float(m(torch.ones(1, 4)).sum().detach()), ratios=[0.5])
+    assert "[bold]" in str(found)
+    with pytest.raises(sp.NothingToPruneError, match="1 groups are excluded"):
+        sp.plan(graph, exclude=["[bold]"])
 
 
 def test_a_model_pruned_in_place_has_its_report() -> None:

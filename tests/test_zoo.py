@@ -48,6 +48,9 @@ def test_a_zoo(tmp_path: Path, capsys: Captured) -> None:
         "zoo_models:broken: FAILED, ArgumentError: zoo_models:broken cannot be made: RuntimeError: out of order" in out
     )
     assert "1 of 2 models pruned and verified" in out
+    elsewhere = ["zoo", *names, "--ratio", "0.5", "--jobs", "2", "--out", str(tmp_path / "again"), "--json"]
+    assert main(elsewhere) == 1
+    assert {row["model"] for row in json.loads(capsys.readouterr().out)} == set(names)
     model: Any = sp.load(next((tmp_path / "zoo" / "models").iterdir()), lambda: Good(8))
     assert model[0].out_channels == 4
     table = (tmp_path / "zoo" / "zoo.md").read_text()

@@ -66,7 +66,8 @@ def _run(arguments: argparse.Namespace, jobs: Sequence[Job], limits: Limits) -> 
         for row in found:
             rows.append(row)
             bar.advance(task)
-            bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+            if not arguments.json:
+                bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
     return rows
 
 
