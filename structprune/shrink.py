@@ -88,14 +88,7 @@ def shrink(
         promoted, lost = _promoted(graph, model, threshold)
         change = deviation(promoted, graph.model, calls)
         graph = analyze(promoted, example_inputs)
-    small, plan, check, liveness = _shrunk(graph, calls, verify)
-    while plan.kept and kept_although_dead(liveness):  # once groups are gone, channels inside of others may go
-        again = analyze(small, example_inputs)
-        if not find_dead(by_zeros(again))[1].kept:
-            break
-        small, further, second, liveness = _shrunk(again, calls, verify)
-        plan = plan.then(further)
-        check = max((check, second), key=lambda one: one.max_rel_error if one is not None else 0.0)
+    small, plan, check, liveness = _shrunk_wholly(graph, example_inputs, verify)
     if not details:
         return small
     report = replace(report_on(graph, plan, check), find_fixed=lambda: kept_although_dead(liveness))
@@ -122,10 +115,25 @@ def check_promotion(structured: Any, threshold: Any) -> None:
         )
 
 
-def _shrunk(
-    graph: ChannelGraph, calls: Sequence[Call], verify: bool
-) -> tuple[nn.Module, PruningPlan, Verification | None, Liveness]:
-    """The model of a graph without its dead channels."""
+Shrunk = tuple[nn.Module, PruningPlan, Verification | None, Liveness]
+
+
+def _shrunk_wholly(graph: ChannelGraph, example_inputs: Any, verify: bool) -> Shrunk:
+    """The model of a graph without its dead channels: once groups are gone, channels inside of others may go."""
+    calls = calls_of(example_inputs)
+    small, plan, check, liveness = _shrunk(graph, calls, verify)
+    while plan.kept and kept_although_dead(liveness):
+        again = analyze(small, example_inputs)
+        if not find_dead(by_zeros(again))[1].kept:
+            break
+        small, further, second, liveness = _shrunk(again, calls, verify)
+        plan = plan.then(further)
+        check = max((check, second), key=lambda one: one.max_rel_error if one is not None else 0.0)
+    return small, plan, check, liveness
+
+
+def _shrunk(graph: ChannelGraph, calls: Sequence[Call], verify: bool) -> Shrunk:
+    """The same, but what other channels leave behind."""
     masked = graph.model
     with paused():
         liveness, plan = find_dead(by_zeros(graph))

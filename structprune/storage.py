@@ -89,17 +89,7 @@ def save(
         raise ArgumentError(
             "the model is not what its plan makes: names, shapes or ties of parameters have changed since"
         )
-    if record is not None and not isinstance(record, Mapping):
-        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON, not {type(record).__name__}")
-    plan = result.plan.to_json()
-    report = getattr(result, "report", None)
-    try:
-        text = json.dumps({**({} if report is None else {"report": report.to_dict()}), **(record or {})})
-    except (TypeError, ValueError, RecursionError) as error:  # the last two for what holds itself
-        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON: {error}") from error
-    metadata = {"schema": "1", "plan": plan, "record": text}
-    if sum(map(len, metadata.values())) > 0.9 * HEADER_LIMIT:
-        raise ArgumentError("the plan is larger than the header of a safetensors file may be")
+    metadata = _metadata(result, record)
     folder = not _is_one_file(target)
     (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
     metadata["replaces"] = _hash(target / PLAN) if folder else ""
@@ -107,7 +97,22 @@ def save(
     weights = target / WEIGHTS if folder else target
     write(weights, lambda at: safetensors.torch.save_model(result.model, str(at), metadata=named))
     if folder:
-        write(target / PLAN, lambda at: at.write_text(plan + "\n"))
+        write(target / PLAN, lambda at: at.write_text(metadata["plan"] + "\n"))
+
+
+def _metadata(result: Result | Step, record: Mapping[str, Any] | None) -> dict[str, str]:
+    """The plan and the record, with the report if there is one, as texts for the header of a file."""
+    if record is not None and not isinstance(record, Mapping):
+        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON, not {type(record).__name__}")
+    report = getattr(result, "report", None)
+    try:
+        text = json.dumps({**({} if report is None else {"report": report.to_dict()}), **(record or {})})
+    except (TypeError, ValueError, RecursionError) as error:  # the last two for what holds itself
+        raise ArgumentTypeError(f"record must be a dict of plain data, for JSON: {error}") from error
+    metadata = {"schema": "1", "plan": result.plan.to_json(), "record": text}
+    if sum(map(len, metadata.values())) > 0.9 * HEADER_LIMIT:
+        raise ArgumentError("the plan is larger than the header of a safetensors file may be")
+    return metadata
 
 
 def check_state(model: nn.Module) -> None:
