@@ -22,17 +22,16 @@ from .source import CannotRewriteError, methods_of, names_in
 
 def reused(parts: Inventory) -> dict[str, str]:
     """By name: buffers and plain tensors that are still those that `parts` knows, with what can replace them."""
-    kinds = {type(module) for module in parts.modules.values()}
+    kinds = dict.fromkeys(type(module) for module in parts.modules.values())
     setters = {name: where for kind in kinds for name, where in made_anew(kind).items()}
     if not setters:
         return {}
     found: dict[str, str] = {}
-    for module in parts.modules.values():
-        for store in (module._buffers, vars(module)):
-            for name in setters.keys() & store.keys():
-                tensor = store[name]
-                if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and id(tensor) in parts.names:
-                    found[parts.names[id(tensor)]] = setters[name]
+    for store in [{**vars(module), **module._buffers} for module in parts.modules.values()]:
+        for name in [name for name in store if name in setters]:
+            tensor = store[name]
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and id(tensor) in parts.names:
+                found[parts.names[id(tensor)]] = setters[name]
     return found
 
 
