@@ -174,23 +174,17 @@ class ChannelGraph:
                 for i, indices, own in places[id(units)]:
                     slices[i].append(Slice(name, dim, indices, own, produces, tensor, self))
         found = []
-        names: Counter[str] = Counter()
-        for i, units in first_seen.items():
-            name = next(s for s in slices[i] if s.produces).name.removesuffix(".weight")
-            names[name] += 1
-            gone = max(self.widths.get((name, names[name]), 0) - len(units), 0)
-            found.append(Group(name, tuple(slices[i]), units, self, gone))
+        names = [next(s for s in slices[i] if s.produces).name.removesuffix(".weight") for i in first_seen]
+        for (i, units), key in zip(first_seen.items(), _numbered(names), strict=True):
+            gone = max(self.widths.get(key, 0) - len(units), 0)
+            found.append(Group(key[0], tuple(slices[i]), units, self, gone))
         return tuple(found)
 
     def first_widths(self) -> dict[tuple[str, int], int]:
         """How many units groups had at first, by their names and their numbers among those of the same name: two parts
         of a fused layer, say."""
-        names: Counter[str] = Counter()
-        found = {}
-        for group in self.groups:
-            names[group.name] += 1
-            found[group.name, names[group.name]] = len(group) + group.gone
-        return found
+        keys = _numbered(group.name for group in self.groups)
+        return {key: len(group) + group.gone for key, group in zip(keys, self.groups, strict=True)}
 
     @cached_property
     def kinds(self) -> Kinds:
@@ -332,6 +326,14 @@ def _by_family(owner: IntArray) -> Iterator[tuple[int, IntArray]]:
     for family in np.unique(owner).tolist():
         if family >= 0:
             yield family, np.flatnonzero(owner == family)
+
+
+def _numbered(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Each name, with how often it was there up to then."""
+    seen: Counter[str] = Counter()
+    for name in names:
+        seen[name] += 1
+        yield name, seen[name]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -107,7 +107,7 @@ def iterate(
     if any(_averaged(average) is model for average in averages):
         raise ArgumentError("ema holds the model itself, which is cut anyway; pass the copies of it that are to follow")
     _check_held(optimizers, model)
-    check_settings(settings)
+    _check_settings(settings)
     for one in () if folder is None else (model, *averages):
         check_state(one)
     analysis = {"norm": norm, "rigid": rigid}
@@ -121,7 +121,7 @@ def iterate(
     return run.go(goals, graph, None if folder is None else _ready(folder), inplace)
 
 
-def check_settings(settings: Iterable[str]) -> None:
+def _check_settings(settings: Iterable[str]) -> None:
     """Raises ArgumentTypeError for a setting that `plan` does not have."""
     known = inspect.signature(plan).parameters
     for name in settings:

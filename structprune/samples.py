@@ -36,19 +36,13 @@ def _sample(model: nn.Module, call: Call, device: torch.device) -> Sample:
     try:
         outputs = run(model, renewed.mapped(in_float64), "eval")
     except Exception:  # whatever the user's code raises
-        return Sample(_accepted(model, own), own)
+        run(model, own.mapped(in_float64), "eval")  # raises what the model raises
+        return Sample(own.mapped(in_float64), own)
     if not all(bool(output.isfinite().all()) for output in outputs):
         expected = run(model, own.mapped(in_float64), "eval")
         if _finite(expected) > _finite(outputs):
             return Sample(own.mapped(in_float64), own)
     return Sample(renewed.mapped(in_float64), renewed)
-
-
-def _accepted(model: nn.Module, call: Call) -> Call:
-    """The call in float64, which the model takes, or raises what it raises."""
-    wide = call.mapped(in_float64)
-    run(model, wide, "eval")
-    return wide
 
 
 def _finite(outputs: Sequence[Tensor]) -> int:

@@ -356,9 +356,14 @@ def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
 
 def _is_of_grid(site: Site, size: Any) -> bool:
     """Whether a size is that of the channels inside of each head: as long as heads leave whole, it stays."""
-    value, dim = site.read_from(size) or (None, 0)
-    labels = value.along(dim) if value is not None and value.ndim else None
+    labels, _ = _read_along(site, size)
     return labels is not None and len(varying(labels)) > 1
+
+
+def _read_along(site: Site, size: Any) -> tuple[IntArray | None, int]:
+    """The coordinate along the dimension that a size was read from, if it has labels, and the dimension."""
+    value, dim = site.read_from(size) or (None, 0)
+    return (value.along(dim) if value is not None and value.ndim else None), dim
 
 
 def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArray], dict[int, Any]]:
@@ -366,8 +371,7 @@ def _grids(site: Site, sizes: Mapping[int, Any], rank: int) -> tuple[list[IntArr
     and the sizes that are left."""
     read: dict[int, tuple[IntArray, dict[int, int]]] = {}  # by the coordinate's id: where each of its dimensions is now
     for at, size in sizes.items():
-        value, dim = site.read_from(size) or (None, 0)
-        coordinate = value.along(dim) if value is not None and value.ndim else None
+        coordinate, dim = _read_along(site, size)
         if coordinate is not None:
             read.setdefault(id(coordinate), (coordinate, {}))[1].setdefault(dim % coordinate.ndim, at)
     found, rest = [], dict(sizes)
