@@ -15,11 +15,13 @@ from .analysis import TOGETHER, Space
 from .errors import ArgumentTypeError, UnknownNameError, closest
 from .labels import IntArray, Labels
 from .nodes import Node
+from .sizes import DimOf, leaves
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
 
 
+MET = "it meets indices that cannot be removed"
 _ROOT = "a reason"
 
 
@@ -40,6 +42,14 @@ def dims_of(labels: Any, name: str) -> Iterator[tuple[str, IntArray]]:
             yield from dims_of(part, f"{name}.{i}")
 
 
+def _behind_sizes(space: Space, node: Node) -> Iterator[tuple[str, IntArray]]:
+    """The dimensions that the sizes which an operation is given were read from."""
+    for leaf in (leaf for size in node.meta.get("sizes", ()) for leaf in leaves(size)):
+        if isinstance(leaf, DimOf):
+            title = f"{value_name(leaf.value)}[{leaf.dim}]"
+            yield from (end for end in dims_of(space.values.get(leaf.value), value_name(leaf.value)) if end[0] == title)
+
+
 def build(space: Space) -> networkx.Graph:
     """Dimensions that share labels at an operation are joined by an edge that tells which operation it was."""
     graph = networkx.Graph()
@@ -52,13 +62,21 @@ def build(space: Space) -> networkx.Graph:
     for program in space.programs:
         for node in program.graph.nodes:
             ends = [e for n in (*node.all_input_nodes, node) for e in dims_of(space.values.get(n), value_name(n))]
+            ends += _behind_sizes(space, node)
             _join(graph, ends, pairs.get(node, []), _about(node))
-            for why, parts in reasons.get(node, {}).items():
+            met = _meeting_fixed(pairs.get(node, []))
+            for why, parts in (*reasons.get(node, {}).items(), *([(MET, met)] if met else [])):
                 _fix(graph, ends, np.concatenate(parts), why, _about(node))
     for name, value in space.parameters.items():
         for why, parts in reasons.get(None, {}).items():
             _fix(graph, list(dims_of(value, name)), np.concatenate(parts), why, {"op": "", "module": "", "source": ""})
     return graph
+
+
+def _meeting_fixed(pairs: list[tuple[IntArray, IntArray]]) -> list[IntArray]:
+    """The labels that are coupled with what was fixed already."""
+    met = [labels[(labels > 0) & (other == 0)] for a, b in pairs for labels, other in ((a, b), (b, a))]
+    return [labels for labels in met if len(labels)]
 
 
 def _about(node: Node) -> dict[str, str]:
@@ -89,9 +107,9 @@ def _join(
 
 def _fix(graph: Any, ends: list[tuple[str, IntArray]], labels: IntArray, why: str, about: dict[str, str]) -> None:
     reason = f"{why} ({_place(about)})" if _place(about) else why
-    graph.add_node(reason, kind="reason")
     for name, own in ends:
         if len(np.intersect1d(own, labels)):
+            graph.add_node(reason, kind="reason")
             graph.add_node(name, kind="dimension")
             graph.add_edge(name, reason, **about)
 

@@ -1830,8 +1830,8 @@ for name, empty, why in [
     ("flattened", lambda h, x: h[:0].flatten(1), "no elements"),
     ("a mask", lambda h, x: h[_found(x)], "output"),
     ("a mask, permuted", lambda h, x: h[_found(x)].permute(0, 2, 3, 1), "output"),
-    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "fixed"),
-    ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "fixed"),
+    ("a value of that size", lambda h, x: x.new_zeros(0, 3, h[:0].shape[1]).permute(0, 2, 1), "output"),
+    ("a value of a mask's size", lambda h, x: torch.zeros((len(x[_found(x)]), 3, h[_found(x)].shape[1])), "output"),
 ]:
     case(
         f"no elements: {name}",

@@ -187,3 +187,42 @@ def test_a_single_unit_is_explained() -> None:
         assert "all would go at once" in graph.fixed[name]
     assert "1 unit (its indices are coupled" in graph.explain("a")
     assert "b.weight[0]" not in graph.fixed
+
+
+class TiedHeads(nn.Module):
+    """The heads are joined into the width of `x`, which callers rely on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.heads = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        h = self.values(x).view(b, n, self.heads, -1).softmax(1)
+        return x + self.out(h.reshape(b, n, c))
+
+
+def test_a_size_that_was_read_elsewhere_is_on_the_way_to_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), TiedHeads())
+    assert_kept(model, torch.randn(2, 3, 5), "1.values.weight[0]", "it is an output of the model")
+    steps = sp.analyze(model, torch.randn(2, 3, 5)).explain("1.values.bias").splitlines()
+    (joined,) = [step for step in steps if "- reshape in 1" in step]
+    assert joined.endswith("- linear[2]"), "the result of the first layer, whose shape is read"
+
+
+class Interleaved(nn.Module):
+    """A channel shuffle of what is free and what a written number keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.kept, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept(x).view(-1, 6)
+        both = torch.cat([self.free(x), kept], 1)
+        return self.out(both.view(-1, 2, both.shape[1] // 2).transpose(1, 2).flatten(1))
+
+
+def test_what_meets_fixed_indices_is_told_where() -> None:
+    assert_kept(Interleaved(), torch.randn(2, 4), "free.weight[0]", ["it meets indices that cannot be removed", "view"])
