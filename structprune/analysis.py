@@ -6,7 +6,6 @@ interpret every program -> solve -> rectangles -> try removals, fix what does no
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 
 from .bookkeeping import mirrors
 from .inventory import Inventory
-from .labels import BoolArray, Couplings, IntArray, Labels, NotANumberError, Roots
+from .labels import BoolArray, Couplings, IntArray, Labels, Roots
 from .nodes import Node, map_nodes
 from .program import Program
 from .rewriting import held
 from .rows import only_row, uneven_rows
-from .rules import RULES, Site, apply_rule
-from .rules.checks import Check, GuardCheck, Requirement, View
+from .rules import Site, apply_rule
+from .rules.checks import Check, GuardCheck, Requirement, View, told_by
 from .rules.folds import held_folds
 from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
@@ -62,7 +61,7 @@ class Space:
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
         self._zeros: dict[Node, bool] = {}
-        self._required: dict[Any, list[Requirement]] = {}  # by what a size is read from
+        self._told: dict[Any, list[Check]] = {}  # by what a size is read from, the checks that say what it must be
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
         self._survived: dict[int, IntArray] = {}  # by id: the units that a check depended on when it last held
@@ -84,11 +83,11 @@ class Space:
                         if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
         self.norms = held_folds(self.norms, self.programs, self.modules, self.couplings)
-        for check in self.checks:
-            if isinstance(check, Requirement):
-                self._required.setdefault(check.size.origin, []).append(check)
+        self._note_told(self.checks)
+        known = len(self.checks)
         for guards in (self._watched, *(program.guards for program in self.programs)):
             self._add_guards(guards)
+        self._note_told(self.checks[known:])
         hold_for_siblings(self)
         self._settle()
 
@@ -109,15 +108,7 @@ class Space:
         kwargs = map_nodes(self.values.__getitem__, node.kwargs) if node.kwargs else {}
         site = Site(node, self.values, self.couplings, self.checks, self.modules, self.stock, self._zeros)
         before = len(self.checks)
-        try:
-            out = apply_rule(site, args, kwargs)
-        except NotANumberError:
-            out = site.unknown(args, kwargs)
-        except TypeError:
-            known = RULES.get(op)
-            if known is None or _binds(known, site, args, kwargs):
-                raise
-            out = site.unknown(args, kwargs)
+        out = apply_rule(site, args, kwargs)
         self.norms += site.norms
         self.doubted += site.doubted
         self._guard_arguments(site, self.checks[before:])
@@ -159,13 +150,20 @@ class Space:
             if labels:
                 self.checks.append(GuardCheck(guard, labels))
 
+    def _note_told(self, checks: Iterable[Check]) -> None:
+        """Notes what these checks tell of attributes; those that mirror a tensor's shape are known without."""
+        for check in checks:
+            leaf = told_by(check)
+            if leaf is not None and (isinstance(check, Requirement) or leaf not in self._mirrors):
+                self._told.setdefault(leaf, []).append(check)
+
     def _labels_of(self, leaf: DimOf | AttributeOf) -> list[IntArray]:
         """The labels whose removal changes a size."""
         if isinstance(leaf, DimOf):
             value = self.values.get(leaf.value)
             along = value.along(leaf.dim) if isinstance(value, Labels) and value.ndim else None
             return [along] if along is not None else []
-        found = [labels for requirement in self._required.get(leaf, ()) for labels in requirement.labels]
+        found = [labels for check in self._told.get(leaf, ()) for labels in check.labels]
         if leaf in self._mirrors:
             row, name = self._mirrors[leaf]
             along = self.parameters[name].along(row.dim) if name in self.parameters else None
@@ -193,7 +191,7 @@ class Space:
     def _unequal(self, checks: Sequence[Check]) -> list[Check]:
         """The checks that hold only while several groups lose equally many, which coupling them makes sure of."""
         uneven = self._uneven(checks)
-        told = [check for check in checks if isinstance(check, Requirement) and check.size.origin in uneven]
+        told = [check for check in checks if told_by(check) in uneven]
         several = [check for check in checks if self._uncoupled(check)] + told
         families = self.families() if several else []
         views = [self.view(removed) for removed in unequal_removals(families, self.couplings.roots().count)]
@@ -213,10 +211,10 @@ class Space:
             self.couplings.balance(grid, node)
         return bool(grids)
 
-    def _uneven(self, checks: Sequence[Check]) -> dict[Any, tuple[IntArray, Node]]:
+    def _uneven(self, checks: Sequence[Check]) -> dict[Any, tuple[IntArray, Node | None]]:
         """By attribute: the dimensions whose size it tells, in rows, where these may lose unequally many."""
         roots = self.couplings.roots()
-        told = {check.size.origin: check.node for check in checks if isinstance(check, Requirement)}
+        told = {leaf: check.node for check in checks if (leaf := told_by(check)) is not None}
         several = {
             leaf: labels for leaf in told if isinstance(leaf, AttributeOf) and (labels := self._labels_of(leaf))[1:]
         }
@@ -279,7 +277,7 @@ class Space:
 
     def _doubtful(self) -> list[Check]:
         """The checks that may fail: an attribute that one check alone tells what to be will be that."""
-        alone = {leaf: told[0] for leaf, told in self._required.items() if len(told) == 1}
+        alone = {leaf: told[0] for leaf, told in self._told.items() if len(told) == 1}
         sure = {id(c) for leaf, c in alone.items() if isinstance(leaf, AttributeOf) and leaf not in self._mirrors}
         return [check for check in self.checks if id(check) not in sure]
 
@@ -389,12 +387,3 @@ class Space:
             if value != leaf.pick(held(self.modules[leaf.module], leaf.name)):
                 changed[leaf] = value
         return changed
-
-
-def _binds(rule: Any, *arguments: Any) -> bool:
-    site, args, kwargs = arguments
-    try:
-        inspect.signature(rule).bind(site, *args, **kwargs)
-    except TypeError:
-        return False
-    return True

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -152,3 +153,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def fingerprint(model: nn.Module) -> str:
     """The hash of a model's names, shapes and ties; see `Inventory.fingerprint`."""
     return Inventory(model).fingerprint
+
+
+def distinct(tensor: Tensor) -> Tensor:
+    """The same memory with each element once, to write to: dimensions that were expanded have one index."""
+    if tensor.layout != torch.strided:
+        return tensor
+    return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]

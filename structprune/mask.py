@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from .copying import deep_copy
 from .fitting import check_fits
-from .inventory import Inventory
+from .inventory import Inventory, distinct
 from .plan import PruningPlan
 from .unmask import lay_masks
 
@@ -33,7 +33,10 @@ def zeroed(plan: PruningPlan, model: nn.Module) -> nn.Module:
     named = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
     with torch.no_grad():
         for name in plan.kept:
-            named[name].masked_fill_(mask_of(plan, name, named[name]) == 0, 0)  # also where there was infinity
+            tensor = named[name]
+            if distinct(tensor).shape != tensor.shape:  # an expanded buffer: its channels get memory of their own
+                tensor.data = tensor.data.clone()
+            tensor.masked_fill_(mask_of(plan, name, tensor) == 0, 0)  # also where there was infinity
     return masked
 
 

@@ -24,7 +24,7 @@ from .answers import answer
 from .blanks import in_blank, large_stand_in, stand_in, together
 from .counting import STATISTICS
 from .frames import caller, is_part_of_a_name, source_line
-from .inventory import Inventory
+from .inventory import Inventory, distinct
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
@@ -331,7 +331,7 @@ class Recorder(TorchFunctionMode):
             wrapped = not in_memory(tensor)  # it may be any of them
             for own in self.own if wrapped else self.stored.get(tensor.untyped_storage().data_ptr(), ()):
                 if id(own) not in self.saved:
-                    self.saved[id(own)] = own, own.data, own.detach().clone()
+                    self.saved[id(own)] = own, own.data, distinct(own).detach().clone()
 
     @functools.cached_property
     def stored(self) -> dict[int, list[Tensor]]:
@@ -348,7 +348,7 @@ class Recorder(TorchFunctionMode):
             for tensor, memory, values in self.saved.values():
                 if tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape:
                     tensor.data = memory
-                tensor.copy_(values)
+                distinct(tensor).copy_(values)
 
     # -- where in the model we are ----------------------------------------------------------------------
 

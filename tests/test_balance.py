@@ -201,3 +201,22 @@ def test_excluded_rows_stay() -> None:
     assert "norm.weight" in sp.plan(sp.analyze(made(Nested), images()), ratio=0.5).kept
     with pytest.raises(sp.NothingToPruneError, match="excluded"):
         sp.plan(sp.analyze(made(norms), images()), exclude=["0"])
+
+
+class SharedNorm(nn.Module):
+    """A norm without parameters, which looks at its input's width, behind two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Conv2d(12, 5, 1)
+        self.norm, self.other = nn.InstanceNorm2d(12), nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.b(self.norm(self.a(x)).relu())).relu()
+        return self.other(self.c(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_layers_of_a_norm_that_looks_at_their_width_lose_equally_many(scope: str) -> None:
+    model: Any = assert_exact(made(SharedNorm), images(), scope=scope).model
+    assert model.a.out_channels == model.b.out_channels == model.norm.num_features < 12

@@ -512,3 +512,30 @@ def test_tf32_switched_by_the_new_names() -> None:
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+def test_examples_that_were_expanded() -> None:
+    """They cannot be written to, nor need be put back."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places, self.out = nn.Embedding(9, 8), nn.Embedding(9, 8), nn.Linear(8, 3)
+
+        def forward(self, words: Tensor, places: Tensor) -> Tensor:
+            return self.out(self.words(words) + self.places(places))  # type: ignore[no-any-return]
+
+    words = torch.tensor([[3, 1, 4, 1], [5, 2, 6, 5]])
+    assert_exact(randomise(Positions()).double(), (words, torch.arange(4).expand(2, 4)))
+
+
+def test_buffers_that_were_expanded() -> None:
+    """What goes is zero in the masked original, and what stays is not."""
+    model = randomise(Own(lambda m, x: m.a(x).relu() * m.scale)).double()
+    model.register_buffer("scale", torch.tensor([0.7], dtype=torch.float64).expand(model.a.out_features))
+    result = sp.prune(model, ROWS, ratio=0.5)
+    assert result.report.verification is not None and result.report.verification.max_rel_error < 1e-12
+    assert result.model.scale.shape == (model.a.out_features // 2,)
+    assert model.scale.stride() == (0,)
+    masked: Any = sp.mask(result.plan, model)
+    assert torch.equal(masked.scale.unique(), torch.tensor([0.0, 0.7], dtype=torch.float64))

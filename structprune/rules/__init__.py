@@ -20,9 +20,10 @@ An operation without a rule fixes everything it touches. Rules for operators of 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
-from ..labels import Labels
+from ..labels import Labels, NotANumberError
 from ..ops import is_pointwise
 from . import (
     attention,
@@ -39,7 +40,7 @@ from . import (
     spatial,
     written,
 )
-from .site import RULES, Site, rule
+from .site import RULES, Rule, Site, rule
 
 __all__ = ["RULES", "Labels", "Site", "apply_rule", "has_rule", "rule"]
 
@@ -55,8 +56,24 @@ def has_rule(name: str) -> bool:
 
 
 def apply_rule(site: Site, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-    """The labels of what `site.node` computes."""
+    """The labels of what `site.node` computes; of arguments that a rule does not know, nothing is known."""
     known = RULES.get(site.name)
     if known is None:
         known = pointwise.pointwise if is_pointwise(site.name) and site.has_shape else site.unknown
-    return known(site, *args, **kwargs)
+    try:
+        return known(site, *args, **kwargs)
+    except NotANumberError:
+        return site.unknown(args, kwargs)
+    except TypeError:
+        if _binds(known, site, *args, **kwargs):
+            raise
+        return site.unknown(args, kwargs)
+
+
+def _binds(rule: Rule, *args: object, **kwargs: object) -> bool:
+    """Whether a rule takes these arguments."""
+    try:
+        inspect.signature(rule).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True

@@ -214,6 +214,14 @@ class GuardCheck:
         return operands if (name, self.guard.expected) in (("eq", True), ("ne", False)) else ()
 
 
+def told_by(check: Check) -> Any:
+    """The attribute (or another origin) that a check says what it must be; None if it says no such thing."""
+    if isinstance(check, Requirement):
+        return check.size.origin
+    demand = check.demands() if isinstance(check, GuardCheck) else None
+    return demand[0] if demand else None
+
+
 _ORDERING = frozenset({"lt", "le", "gt", "ge"})
 
 
