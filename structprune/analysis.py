@@ -367,12 +367,12 @@ class Space:
         return view
 
     def _attribute(self, view: View, leaf: AttributeOf) -> int:
-        if leaf in self._mirrors:
-            row, name = self._mirrors[leaf]
-            if name in self.parameters:
-                factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
-                return view.size(self.parameters[name], row.dim) * factor
-        return leaf.pick(held(self.modules[leaf.module], leaf.name))
+        if leaf not in self._mirrors:
+            return leaf.pick(held(self.modules[leaf.module], leaf.name))
+        row, name = self._mirrors[leaf]
+        factor = view.leaf(AttributeOf(leaf.module, row.factor)) if row.factor else 1
+        labels = self.parameters.get(name)  # a weight that a hook computes has none
+        return factor * (view.size(labels, row.dim) if labels is not None else self.tensors[name].shape[row.dim])
 
     def _shrinks(self, view: View, name: str, dim: int) -> bool:
         """Whether a plan cuts this dimension of a parameter."""

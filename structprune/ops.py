@@ -123,9 +123,18 @@ def operation(function: Callable[..., Any]) -> Operation:
     return Operation(name, inplace, python)
 
 
+# What works element by element, though ATen does not say so.
+UNTAGGED = frozenset(
+    """hardswish log_sigmoid tanhshrink softsign floor_divide isclose fake_quantize_per_tensor_affine
+    special_ndtr""".split()
+)
+
+
 @functools.cache
 def is_pointwise(name: str) -> bool:
-    """Whether ATen tags an operator of this name as pointwise."""
+    """Whether an operator works element by element: most of those that do are tagged so by ATen."""
+    if name in UNTAGGED:
+        return True
     packet = getattr(torch.ops.aten, name, None)
     return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
 

@@ -74,18 +74,24 @@ def _called(function: FunctionType) -> Iterator[FunctionType]:
 _SETTERS = frozenset({"register_buffer", "setattr", "vars", "__dict__", "_buffers"})
 
 
+_UPDATES = frozenset({"+=", "-=", "*=", "/=", "//=", "%=", "**=", "@=", "&=", "|=", "^=", "<<=", ">>="})
+
+
 def _set_by(code: CodeType) -> Iterator[str]:
     """The names of attributes that a function sets, but not from their old values, as it does running means."""
     read: list[str] = []  # in this expression
+    updates = False  # x.table.data *= ...
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             read.append(instruction.argval)
         elif instruction.opname == "STORE_ATTR" and instruction.argval == "data":  # x.table.data = ...
-            yield from read[-1:]
+            yield from read[-1:] if not updates else ()
         elif instruction.opname == "STORE_ATTR" and instruction.argval not in read:
             yield instruction.argval
+        updates |= instruction.opname.startswith("INPLACE") or instruction.argrepr in _UPDATES
         if "JUMP" in instruction.opname or instruction.opname.startswith("STORE"):
             read.clear()
+            updates = False
     constants = list(code.co_consts)
     if _SETTERS.intersection(code.co_names):
         constants += [key for constant in constants if isinstance(constant, tuple) for key in constant]

@@ -336,7 +336,7 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
             "cannot verify: no output of the model is finite, before anything is pruned; look for NaN or infinity in "
             "the example inputs, and for running statistics that are NaN or negative"
         )
-    if any(bool((b.isfinite() & ~e.isfinite()).any()) for b, e in zip(before, expected, strict=True)):
+    if any(_loses_numbers(b, e) for b, e in zip(before, expected, strict=True)):
         raise VerificationError(
             "cannot verify: outputs of the masked model are not finite; something divides by what became zero, or "
             "takes its logarithm: exclude the layers that it reads"
@@ -346,6 +346,13 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
             "cannot verify: every output of the masked model is constant, so that any two models would look equal; "
             "prune less, or give inputs and weights that reach the outputs"
         )
+
+
+def _loses_numbers(before: Tensor, masked: Tensor) -> bool:
+    """Whether masks made something that is not finite of what was; shapes may differ, as of detected objects."""
+    if before.shape == masked.shape:
+        return bool((before.isfinite() & ~masked.isfinite()).any())
+    return bool(before.isfinite().all() and not masked.isfinite().all())
 
 
 def _varies(tensor: Tensor) -> bool:

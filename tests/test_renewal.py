@@ -142,3 +142,22 @@ def test_what_is_computed_from_itself() -> None:
 def test_what_a_class_sets() -> None:
     assert set(made_anew(Encoded)) == {"table"}
     assert made_anew(Remembering) == made_anew(nn.BatchNorm1d) == made_anew(nn.ModuleList) == {}
+
+
+class Causal(nn.Conv1d):
+    """A convolution that masks its weight each time, as PixelCNN does: the mask itself is never made anew."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, padding=1)
+        self.register_buffer("mask", torch.ones_like(self.weight).bool())
+        self.mask[..., 2:] = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+def test_what_data_is_multiplied_by_is_not_made_anew() -> None:
+    model = nn.Sequential(Causal(3, 16, 3), nn.ReLU(), Causal(16, 16, 3), nn.ReLU(), nn.Conv1d(16, 2, 1))
+    result = assert_exact(randomise(model.double()), torch.randn(2, 3, 9, dtype=torch.float64))
+    assert result.model[2].mask.shape == (8, 8, 3)

@@ -534,7 +534,8 @@ def test_buffers_that_were_expanded() -> None:
     model = randomise(Own(lambda m, x: m.a(x).relu() * m.scale)).double()
     model.register_buffer("scale", torch.tensor([0.7], dtype=torch.float64).expand(model.a.out_features))
     result = sp.prune(model, ROWS, ratio=0.5)
-    assert result.report.verification is not None and result.report.verification.max_rel_error < 1e-12
+    assert result.report.verification is not None
+    assert result.report.verification.max_rel_error < 1e-12
     assert result.model.scale.shape == (model.a.out_features // 2,)
     assert model.scale.stride() == (0,)
     masked: Any = sp.mask(result.plan, model)

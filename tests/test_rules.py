@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torchvision import ops
 
 import structprune as sp
+from structprune.ops import UNTAGGED
 from structprune.rules import RULES
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -714,7 +715,7 @@ USES: dict[str, list[Use]] = {
     "isclose": use(8, lambda h, m, x: torch.where(torch.isclose(h, m.b(x)), h, m.b(x))),
     "special_ndtr": use(8, lambda h, m, x: torch.special.ndtr(h) * h),
     "fake_quantize_per_tensor_affine": use(8, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, -9, 9))
-    + use(0, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 9).sum(1)),
+    + use(8, lambda h, m, x: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 9).sum(1)),  # zero is a grid point
     "floor_divide": use(
         8,
         lambda h, m, x: h + h.detach() // 0.25,
@@ -995,7 +996,7 @@ def free_channels(graph: sp.ChannelGraph) -> int:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(RULES) == {*USES, *ELSEWHERE}
+    assert {*RULES, *UNTAGGED} == {*USES, *ELSEWHERE}
 
 
 @pytest.mark.parametrize(("name", "i", "one"), ALL, ids=IDS)

@@ -588,6 +588,15 @@ def test_masks_come_before_what_computes_with_weights() -> None:
         assert masked.double()(x.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("groups", [8, 16])
+def test_whole_groups_of_a_weight_that_a_hook_computes(groups: int) -> None:
+    normed = nn.utils.spectral_norm(nn.Conv1d(16, 32, 3, groups=groups))
+    model = randomise(nn.Sequential(nn.Conv1d(1, 16, 3), nn.ReLU(), normed, nn.ReLU(), nn.Conv1d(32, 4, 1))).eval()
+    small = sp.prune(model, torch.randn(2, 1, 64)).model
+    assert small[2].in_channels == 8
+    assert small(torch.randn(2, 1, 64)).shape == (2, 4, 60)
+
+
 # -- what attributes hold ---------------------------------------------------------------------------------------
 
 

@@ -426,3 +426,11 @@ def test_numbers_that_a_model_makes_itself_are_computed() -> None:
 
     model = between(shuffled)
     assert_kept(model, ROWS, "a.weight[0]", "it is indexed by a tensor of positions")
+
+
+def test_a_divisor_of_whole_numbers_is_kept() -> None:
+    """As the levels of a finite scalar quantisation."""
+    model = between(lambda m, h: h.tanh() / (m.levels // 2))
+    model.register_buffer("levels", torch.arange(5, 5 + model.a.out_features))
+    with pytest.raises(sp.NothingToPruneError, match="is not finite where it would become zero"):
+        sp.prune(model, ROWS)

@@ -382,3 +382,24 @@ def test_a_state_that_is_made_in_the_forward() -> None:
     result = sp.prune(randomise(Stateful()), rows(2, 5, 8).float())
     assert result.plan.kept["head.weight"][1]
     assert result.model.get_submodule("layer").hidden_size == 6
+
+
+class Detector(nn.Module):
+    """It returns as many numbers as are large enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        return y[y > 0]
+
+
+def test_outputs_that_masks_leave_empty() -> None:
+    model = Detector()
+    with torch.no_grad():
+        model.b.weight.copy_(torch.arange(16).sub(7.5).sign().expand(2, 16))  # what the first half gives is below zero
+        model.b.bias.zero_()
+    with pytest.raises(sp.VerificationError, match="every output of the masked model is constant"):
+        sp.prune(model, torch.randn(99, 6), importance=lambda group: -torch.arange(len(group)))

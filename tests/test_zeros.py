@@ -100,6 +100,17 @@ KEEPING: dict[str, Any] = {
     "reflection_pad2d": lambda h: torch.ops.aten.reflection_pad2d(h, [1, 1, 1, 1]),
     "where": lambda h: torch.where(h > 0.1, h, 0.0),
     "where the other way round": lambda h: torch.where(h < 0.1, 0, h),
+    "where a zero is": lambda h: torch.where(h > 0.1, h, torch.tensor(0.0, dtype=h.dtype)),
+    "where zeros are": lambda h: torch.where(h > 0.1, h, torch.full((4,), 0.0, dtype=h.dtype)),
+    "softsign": F.softsign,
+    "hardswish": F.hardswish,
+    "tanhshrink": F.tanhshrink,
+    "sort": lambda h: h.sort(-1)[0],
+    "topk": lambda h: h.topk(2, -1)[0],
+    "median": lambda h: h.median(-1, keepdim=True)[0],
+    "prod": lambda h: h.prod(-1, keepdim=True),
+    "std": lambda h: h.std(-1, keepdim=True),
+    "diff": lambda h: h.diff(dim=-1),
 }
 
 

@@ -12,13 +12,11 @@ from .zeros import endless
 
 
 @rule(
-    "hardswish", "log_sigmoid", "tanhshrink", "softsign", "floor_divide",
     "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d",
     "fill", "zero", "copy", "bernoulli", "normal", "uniform", "exponential", "random",
     "clone", "contiguous", "detach", "float", "double", "half", "bfloat16", "long", "int", "bool", "short", "type",
     "cpu", "cuda", "data", "real", "imag", "conj", "resolve_conj", "resolve_neg", "positive",
     "complex", "polar", "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like", "expand_as",
-    "isclose", "fake_quantize_per_tensor_affine", "special_ndtr",
 )  # fmt: skip
 def pointwise(site: Site, *args: Any, **kwargs: Any) -> Any:
     """Values of one shape, or broadcast to one shape."""

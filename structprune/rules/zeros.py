@@ -34,7 +34,7 @@ _KEEP = frozenset(
     constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
     positive prelu diagonal linalg_diagonal diag_embed diag atleast_1d atleast_2d atleast_3d _pack_padded_sequence
-    _pad_packed_sequence""".split()
+    _pad_packed_sequence sort topk kthvalue median mode prod std var cummax cummin""".split()
 ).union(TRANSFORMS, POOLS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
@@ -112,7 +112,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return False
     if op == "parameter":
         return not node.meta["plain"]  # a plain tensor attribute is cut, but not masked
-    if op in ("zeros", "new_zeros", "zeros_like"):
+    if op in _ZEROS:
         return True
     if op == "item" and not _is_floating(node):  # positions
         return False
@@ -138,7 +138,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     padded = op in _PADS and _argument(node, _PADS[op], "value")
     if op in ("cat", "stack", "pad_sequence"):
         return all(zero(n) for n in inputs if _labelled(n, values)) and not padded
-    if op in ("max", "min", "maximum", "minimum", "complex"):
+    if op in ("max", "min", "maximum", "minimum", "complex", "diff"):
         return _all_zero(inputs, values, zero)
     if op == "div" and len(inputs) == 2:
         below = _unexpanded(inputs[1])
@@ -180,7 +180,15 @@ def _positive(node: Node) -> bool:
 def _all_zero(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether all operands are zero where any of them loses something."""
     spread = any(_spread(n, inputs, values) for n in inputs if _labelled(n, values))
-    return not spread and all(zero(n) for n in inputs)
+    return not spread and all(zero(n) or _blank(n) for n in inputs)
+
+
+def _blank(node: Node) -> bool:
+    """Whether a value was made of zeros alone."""
+    op = node.meta["op"]
+    place = _FILLING.get(op)
+    number = _argument(node, place, "fill_value") if place is not None else None
+    return op in _ZEROS or (isinstance(number, int | float) and number == 0)
 
 
 def _spread(node: Node, others: list[Node], values: Values) -> bool:
@@ -198,6 +206,9 @@ def _spread(node: Node, others: list[Node], values: Values) -> bool:
     )
 
 
+_ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
+# Where the number is that they are filled with.
+_FILLING = {"tensor": 0, "scalar_tensor": 0, "new_tensor": 1, "full": 1, "full_like": 1, "new_full": 2}
 _RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
