@@ -51,14 +51,18 @@ class Inventory:
 
     @cached_property
     def _stored(self) -> list[tuple[str, str, Tensor]]:
-        """Every place of a parameter or buffer: its name, what it is, and what is there."""
+        """Every place of a parameter or buffer: its name, what it is (a cache if it is no part of the state), and what
+        is there."""
         found: list[tuple[str, str, Tensor]] = []
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
             if module._parameters:
                 found += [(prefix + k, "parameter", t) for k, t in module._parameters.items() if t is not None]
             if module._buffers:
-                found += [(prefix + k, "buffer", t) for k, t in module._buffers.items() if t is not None]
+                caches = module._non_persistent_buffers_set  # nothing public tells, but a state dict, which is slow
+                for name, tensor in module._buffers.items():
+                    if tensor is not None:
+                        found.append((prefix + name, "cache" if name in caches else "buffer", tensor))
         return found
 
     @cached_property
@@ -101,7 +105,7 @@ class Inventory:
         """Every place in the order of its name: how what is written of it begins, the id of what is there, its shape,
         and all that is written of it."""
         places: list[tuple[str, str, int, tuple[int, ...]]]
-        places = [(name, kind, id(tensor), tensor.shape) for name, kind, tensor in self._stored]
+        places = [(name, kind, id(tensor), tensor.shape) for name, kind, tensor in self._stored if kind != "cache"]
         for path, module in self.modules.items():
             prefix = path + "." if path else ""
             for name, child in module._modules.items():
@@ -118,9 +122,10 @@ class Inventory:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the names, shapes and ties of parameters and buffers.
+        """A hash of the names, shapes and ties of parameters and buffers that are part of the state.
 
-        The order in which they were registered does not count: `torch.nn.utils.prune.remove` changes it.
+        Others may be made in any run. The order in which they were registered does not count: that changes with
+        `torch.nn.utils.prune.remove`.
         """
         return self.fingerprint_after({})
 

@@ -331,6 +331,10 @@ def _check_comparable(original: nn.Module, masked: nn.Module, call: Call) -> Non
     if varied and all(bool(tensor.isfinite().all()) for tensor in expected):
         return
     before = run(original, call, "eval")
+    if not any(tensor.numel() for tensor in before):
+        raise VerificationError(
+            "cannot verify: the model returns nothing but empty tensors; give it what it finds more in"
+        )
     if not any(bool(tensor.isfinite().any()) for tensor in before):
         raise VerificationError(
             "cannot verify: no output of the model is finite, before anything is pruned; look for NaN or infinity in "

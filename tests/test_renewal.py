@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,3 +162,29 @@ def test_what_data_is_multiplied_by_is_not_made_anew() -> None:
     model = nn.Sequential(Causal(3, 16, 3), nn.ReLU(), Causal(16, 16, 3), nn.ReLU(), nn.Conv1d(16, 2, 1))
     result = assert_exact(randomise(model.double()), torch.randn(2, 3, 9, dtype=torch.float64))
     assert result.model[2].mask.shape == (8, 8, 3)
+
+
+class Distances(nn.Module):
+    """Registers a buffer that is no part of the state in the first call, as encodings of positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "far"):
+            self.register_buffer("far", torch.arange(9.0).to(x)[:, None], persistent=False)
+        return self.b(self.a(x).relu() + self.far[: x.shape[1]])
+
+
+def test_buffers_that_a_call_registers_are_no_other_model(tmp_path: Path) -> None:
+    """Pruned, trained, and then saved; and a plan serves models that were called and those that were not."""
+    cold, warm = (randomise(Distances().double()) for _ in range(2))
+    warm(SHORT)
+    plans = [sp.plan(sp.analyze(model, SHORT)) for model in (cold, warm)]
+    assert plans[0] == plans[1]
+    assert torch.equal(sp.apply(plans[0], warm)(SHORT), sp.apply(plans[1], cold)(SHORT))
+    result = sp.prune(cold, SHORT)
+    expected = result.model(LONG)
+    sp.save(result, tmp_path / "small")
+    assert torch.equal(sp.load(tmp_path / "small", Distances().double())(LONG), expected)

@@ -403,3 +403,12 @@ def test_outputs_that_masks_leave_empty() -> None:
         model.b.bias.zero_()
     with pytest.raises(sp.VerificationError, match="every output of the masked model is constant"):
         sp.prune(model, torch.randn(99, 6), importance=lambda group: -torch.arange(len(group)))
+
+
+def test_outputs_that_are_empty_from_the_start() -> None:
+    model = Detector()
+    with torch.no_grad():
+        model.b.weight.zero_()
+        model.b.bias.fill_(-1)
+    with pytest.raises(sp.VerificationError, match="nothing but empty tensors"):
+        sp.prune(model, torch.randn(9, 6))
