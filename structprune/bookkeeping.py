@@ -68,23 +68,37 @@ def mirrors(module: nn.Module) -> Iterator[tuple[Mirror, Tensor]]:
     an attribute another meaning has none."""
     kind: Any = type(module)
     for row in _rows(kind):
-        tensor = _mirrored(module, row)
-        if tensor is not None and tensor.ndim > row.dim:
+        for tensor in _mirrored(module, row.tensor):
             value = getattr(module, row.attribute, None)
             factor = getattr(module, row.factor) if row.factor else 1
-            if value == tensor.shape[row.dim] * factor:
+            if tensor.ndim > row.dim and value == tensor.shape[row.dim] * factor:
                 yield row, tensor
+                break
 
 
-def _mirrored(module: nn.Module, row: Mirror) -> Any:
-    """The tensor whose size a row is about; None if the module has none, or computes it (a parametrization may have a
-    state that moves each time it is asked)."""
-    path, _, name = row.tensor.rpartition(".")
-    owner = module.get_submodule(path) if path else module
-    for store in (owner._parameters, owner._buffers, vars(owner)):
-        if name in store:
-            return store[name]
-    return None
+# What weight norm, spectral norm and other parametrizations compute a weight from, of its shape: the older ones in a
+# hook, the newer ones in a module of their own.
+_SOURCES = ("{}_v", "{}_orig", "parametrizations.{}.original1", "parametrizations.{}.original")
+
+
+def _mirrored(module: nn.Module, name: str) -> Iterator[Tensor]:
+    """A tensor of a module, or if that is computed, what it may be computed from, and what it was last."""
+    tensor = _stored(module, name)
+    if tensor is None:  # asking for it would compute it, and may move a state
+        yield from (found for source in _SOURCES if (found := _stored(module, source.format(name))) is not None)
+        path, _, local = name.rpartition(".")
+        tensor = vars(module.get_submodule(path)).get(local)
+    if tensor is not None:
+        yield tensor
+
+
+def _stored(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer by its name, from this module on."""
+    *path, local = name.split(".")
+    owner: Any = module
+    for step in path:
+        owner = owner._modules.get(step) if owner is not None else None
+    return None if owner is None else owner._parameters.get(local, owner._buffers.get(local))
 
 
 @functools.cache

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .einsum import einsum_of
 from .labels import Labels
 from .nodes import Node
 from .rules.checks import View
-from .shapes import einsum_terms
 
 if TYPE_CHECKING:
     from .graph import ChannelGraph
@@ -48,14 +48,6 @@ def products(node: Node) -> list[list[Dim]]:
     if op in _GATED or op in _CELLS:
         return _recurrent(node)
     return []
-
-
-def einsum_of(node: Node) -> tuple[list[str], str, list[Node]]:
-    """The letters of every operand and of the result, and the operands; nothing where the notation is another."""
-    given = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
-    operands = [a for a in given if isinstance(a, Node)]
-    spelled = einsum_terms(node.args[0], [len(a.meta["shape"]) for a in operands])
-    return (*spelled, operands) if spelled is not None else ([], "", [])
 
 
 def _einsum(node: Node) -> list[list[Dim]]:

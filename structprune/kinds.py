@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .analysis import Space
-from .cost import einsum_of
+from .einsum import einsum_of
 from .labels import BoolArray, IntArray, Labels
 from .nodes import Node
 from .rules.site import labels_in

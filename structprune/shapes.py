@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -218,29 +217,3 @@ MEETING = frozenset({"add", "sub", "mul", "div"})
 def as_long_as(size: int, *vectors: Any) -> bool:
     """Whether these are vectors of this size, as far as they are there."""
     return all(v is None or tuple(v.shape) == (size,) for v in vectors)
-
-
-def einsum_terms(equation: Any, ranks: Sequence[int]) -> tuple[list[str], str] | None:
-    """The letters of every operand and of the result, those that an ellipsis stands for among them.
-
-    None for other notations, and for letters that occur twice in an operand, which takes diagonals.
-    """
-    if not isinstance(equation, str):
-        return None
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(terms) != len(ranks):
-        return None
-    free = [c for c in string.ascii_letters if c not in equation]
-    hidden = [
-        rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)
-    ]
-    if min(hidden) < 0 or max(hidden) > len(free):
-        return None
-    dots = "".join(free[: max(hidden)])
-    if not arrow:
-        letters = left.replace("...", "").replace(",", "")
-        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    terms = [term.replace("...", dots[len(dots) - n :]) for term, n in zip(terms, hidden, strict=True)]
-    spelled = all(len(term) == rank and len(set(term)) == rank for term, rank in zip(terms, ranks, strict=True))
-    return (terms, right.replace("...", dots)) if spelled else None

@@ -226,3 +226,65 @@ class Interleaved(nn.Module):
 
 def test_what_meets_fixed_indices_is_told_where() -> None:
     assert_kept(Interleaved(), torch.randn(2, 4), "free.weight[0]", ["it meets indices that cannot be removed", "view"])
+
+
+class ChannelsLast(nn.Module):
+    """Pooling over time of [N, T, C], as a picture of one channel."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.a, self.pool, self.b = nn.Linear(4, 8), pool, nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.pool(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "free"),
+    [
+        (nn.MaxPool2d((2, 1)), True),
+        (nn.MaxPool2d((2, 1), return_indices=False, ceil_mode=True), True),
+        (nn.AvgPool2d((3, 1), stride=(2, 1), padding=(1, 0)), True),
+        (nn.AvgPool2d(1), True),
+        (nn.MaxPool2d((2, 1), stride=1, dilation=2), True),
+        (nn.AvgPool2d((2, 3), stride=1, padding=(0, 1)), False),
+        (nn.MaxPool2d((2, 1), stride=(2, 2)), False),
+    ],
+)
+def test_windows_of_one_place(pool: nn.Module, free: bool) -> None:
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    if isinstance(pool, nn.MaxPool2d) and pool.stride == (2, 2):
+        model = nn.Sequential(nn.Linear(4, 8), pool, nn.Linear(4, 3)).double()
+        assert_kept(randomise(model), x, "0.weight[0]", "max_pool2d works along it")
+    elif free:
+        assert assert_exact(randomise(ChannelsLast(pool)).double(), x).model.a.out_features == 4
+    else:
+        assert_kept(randomise(ChannelsLast(pool)).double(), x, "a.weight[0]", "works along it")
+
+
+def test_indices_of_maxima_count_all_places() -> None:
+    class Unpooled(ChannelsLast):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)[:, None]
+            return self.b(nn.functional.max_unpool2d(*self.pool(h), (2, 1))[:, 0])
+
+    model = Unpooled(nn.MaxPool2d((2, 1), return_indices=True))
+    assert_kept(randomise(model).double(), torch.randn(2, 6, 4).double(), "a.weight[0]", "works along it")
+
+
+def test_weights_normalised_at_each_place_of_a_kernel() -> None:
+    """As the positional convolution of wav2vec 2.0: filters of zeros stay zero, whatever their norm is taken with."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 8)
+            self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3, padding=1), dim=2)
+            self.norm, self.b = nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(self.norm(h + self.conv(h.transpose(1, 2)).transpose(1, 2)))
+
+    result = assert_exact(randomise(Positions().double()), torch.randn(2, 6, 4, dtype=torch.float64))
+    assert result.model.a.out_features == 4

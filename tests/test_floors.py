@@ -19,6 +19,7 @@ CORE = {"torch", "networkx", "numpy", "scipy", "safetensors", "rich"}
 FLOORS = """
     errors
     bookkeeping collector commands frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
+    einsum
     answers checkpoint copying counting importance.processes memory program readers renewal rewriting rules.checks rules.zeros \
     scalars rows schedules specs steady trials
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \

@@ -111,6 +111,9 @@ KEEPING: dict[str, Any] = {
     "prod": lambda h: h.prod(-1, keepdim=True),
     "std": lambda h: h.std(-1, keepdim=True),
     "diff": lambda h: h.diff(dim=-1),
+    "var_mean": lambda h: torch.stack(torch.var_mean(h, -1)).permute(1, 2, 3, 0),
+    "baddbmm": lambda h: torch.baddbmm(*[h.flatten(0, 1)] * 3).view_as(h),
+    "einsum": lambda h: torch.einsum("nchw,nhv->ncvw", h, h.detach().new_ones(2, 4, 3)),
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..einsum import einsum_terms
 from ..labels import IntArray, Labels, varying
-from ..shapes import einsum_terms
 from .site import Site, labels_in, rule
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from .reduction import dims_of
 from .site import Site, labels_in, rule
 
 
-def _pass(site: Site, input: Labels, rank: int) -> Any:
-    """The last `rank` dimensions are held; the others carry on into every result."""
-    rest = site.hold(input, range(input.ndim - rank, input.ndim), f"{site.name} works along it").coordinates
+def _pass(site: Site, input: Labels, rank: int, free: Sequence[int] = ()) -> Any:
+    """The last `rank` dimensions are held, but those that are free; the others carry on into every result."""
+    dims = [d for d in range(input.ndim - rank, input.ndim) if d - input.ndim not in free]
+    rest = site.hold(input, dims, f"{site.name} works along it").coordinates
     if site.has_shape:
         return Labels(site.shape, rest)
     return {i: Labels(shape, rest) for i, shape in site.parts.items()}
@@ -22,8 +24,29 @@ def _pass(site: Site, input: Labels, rank: int) -> Any:
 
 @rule(*sorted(POOLS))
 def pool(site: Site, input: Labels, *args: Any, **kwargs: Any) -> Any:
-    """Windows over the trailing dimensions."""
-    return _pass(site, input, int(site.name.partition("pool")[2][0]))
+    """Windows over the trailing dimensions; where they hold one place each, places may leave."""
+    rank = int(site.name.partition("pool")[2][0])
+    return _pass(site, input, rank, _single_places(site, rank, *args, **kwargs))
+
+
+def _single_places(site: Site, rank: int, *args: Any, **kwargs: Any) -> list[int]:
+    """The dimensions, from the end, along which each window of a plain pooling holds one place, and none is left out.
+
+    Indices of maxima count places of all dimensions.
+    """
+    if not site.has_shape or not site.name.startswith(("max_pool", "avg_pool")):
+        return []
+    given = dict(zip(("kernel_size", "stride", "padding"), args, strict=False)) | kwargs
+    kernel = _each(given["kernel_size"], rank)
+    stride = _each(given.get("stride") or kernel, rank)
+    padding = _each(given.get("padding", 0), rank)
+    return [i - rank for i in range(rank) if (kernel[i], stride[i], padding[i]) == (1, 1, 0)]
+
+
+def _each(number: Any, rank: int) -> Sequence[Any]:
+    """A number for each dimension, of one for all or a number for each."""
+    several = list(number) if isinstance(number, list | tuple) else [number]
+    return several * rank if len(several) == 1 else several
 
 
 @rule("max_unpool1d", "max_unpool2d", "max_unpool3d")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..einsum import einsum_of
 from ..labels import Labels, varying
 from ..nodes import Node
 from ..ops import POOLS, TRANSFORMS, VIEWS, is_pointwise
@@ -34,7 +35,8 @@ _KEEP = frozenset(
     constant_pad_nd rms_norm glu tril triu roi_align roi_pool ps_roi_align
     ps_roi_pool fft_fftshift fft_ifftshift view_as_real view_as_complex real imag conj resolve_conj resolve_neg
     positive prelu diagonal linalg_diagonal diag_embed diag atleast_1d atleast_2d atleast_3d _pack_padded_sequence
-    _pad_packed_sequence sort topk kthvalue median mode prod std var cummax cummin""".split()
+    _pad_packed_sequence _weight_norm sort topk kthvalue median mode prod std std_mean var var_mean cummax
+    cummin""".split()
 ).union(TRANSFORMS, POOLS)
 _PRODUCERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d deform_conv2d""".split()
@@ -129,9 +131,12 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return not (spread and op == "batch_norm") and _normed(node, zero)
     if op in ("matmul", "bmm", "mm", "grouped_mm"):
         return _product(inputs, values, zero)
+    if op == "einsum":
+        return _einsum(node, values, zero)
     if op in ("addmm", "baddbmm"):
-        three = len(inputs) == 3 and not _spread(inputs[0], [node], values)
-        return three and zero(inputs[0]) and _product(inputs[1:], values, zero)
+        added, *factors = (a for a in node.args[:3] if isinstance(a, Node))
+        three = len(factors) == 2 and not _spread(added, [node], values)
+        return three and zero(added) and _product(factors, values, zero)
     if op == "scaled_dot_product_attention":
         value = _argument(node, 2, "value")
         return value in inputs and zero(value)
@@ -292,6 +297,18 @@ def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -
     if zero_a and zero_b:
         return True
     return (zero_b and not rows and (batch_b or not batch_a)) or (zero_a and not columns and (batch_a or not batch_b))
+
+
+def _einsum(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """A product is zero wherever one of its operands is: one for each part of its labels."""
+    terms, right, operands = einsum_of(node)
+    covered = [
+        {term[d] for d in varying(c)}
+        for term, operand in zip(terms, operands, strict=True)
+        if isinstance(labels := values.get(operand), Labels) and zero(operand)
+        for c in labels.coordinates
+    ]
+    return all(any({right[d] for d in varying(c)} <= part for part in covered) for c in values[node].coordinates)
 
 
 def _shares(node: Node) -> bool:
