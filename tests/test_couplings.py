@@ -288,3 +288,24 @@ def test_weights_normalised_at_each_place_of_a_kernel() -> None:
 
     result = assert_exact(randomise(Positions().double()), torch.randn(2, 6, 4, dtype=torch.float64))
     assert result.model.a.out_features == 4
+
+
+class PooledKeys(nn.Module):
+    """Keys go through a convolution over the width of a head, which all heads share; queries do not, as in MViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(5, 32), nn.Linear(5, 32), nn.Linear(5, 32), nn.Linear(32, 3)
+        self.pool, self.heads = nn.Conv1d(8, 8, 3, padding=1, groups=8), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k = self.pool(k.flatten(0, 1).transpose(1, 2)).transpose(1, 2).view(x.shape[0], self.heads, x.shape[1], -1)
+        return self.out(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_queries_that_meet_keys_without_free_heads() -> None:
+    """The channels of a head go, the same ones in each."""
+    result = assert_exact(randomise(PooledKeys().double()), torch.randn(2, 6, 5, dtype=torch.float64))
+    assert [getattr(result.model, name).out_features for name in "qkv"] == [16, 16, 16]
+    assert result.model.pool.groups == 4

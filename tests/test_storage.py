@@ -553,3 +553,24 @@ def test_complex_numbers_that_the_format_does_not_hold(tmp_path: Path) -> None:
     with pytest.raises(sp.UnsupportedModelError, match="complex128, which safetensors does not hold"):
         sp.save(result, tmp_path / "small.safetensors")
     assert not (tmp_path / "small.safetensors").exists()
+
+
+class Bound(nn.Module):
+    """It holds a function that names it, and so cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.act = lambda x: self.a(x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.act(x))
+
+
+def test_models_that_cannot_be_copied_are_made_for_loading(tmp_path: Path) -> None:
+    rows = torch.randn(5, 4)
+    result = sp.prune(Bound(), rows, inplace=True, verify=False)
+    sp.save(result, tmp_path / "small")
+    assert torch.equal(sp.load(tmp_path / "small", Bound)(rows), result.model(rows))
+    with pytest.raises(sp.UnsupportedModelError, match="cannot be copied"):
+        sp.load(tmp_path / "small", Bound())

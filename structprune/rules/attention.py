@@ -23,7 +23,7 @@ def sum_over(site: Site, a: Labels, dim: int, b: Labels, other_dim: int) -> tupl
     removed is zero on one side.
     """
     zero = site.zero(a, b)
-    a, b = _whole(site, a, dim), _whole(site, b, other_dim)
+    a, b = _summed_whole(site, a, dim, b, other_dim), _summed_whole(site, b, other_dim, a, dim)
     left, right = a.along(dim), b.along(other_dim)
     if left is not None and right is not None and zero:
         site.couple(left.reshape(-1), right.reshape(-1))
@@ -39,6 +39,17 @@ def _whole(site: Site, value: Labels, dim: int) -> Labels:
     """Labels that vary over `dim` and over other dimensions become constant along `dim`."""
     coordinate = value.along(dim)
     return value if coordinate is None or len(varying(coordinate)) < 2 else site.held(value, (dim,), "")
+
+
+def _summed_whole(site: Site, value: Labels, dim: int, other: Labels, other_dim: int) -> Labels:
+    """The same; but where the other value can lose nothing of the batch, and something along the sum, labels become
+    constant along the batch."""
+    coordinate, facing = value.along(dim), other.along(other_dim)
+    if coordinate is not None and facing is not None:
+        batch = [d - value.ndim for d in varying(coordinate) if d != dim % value.ndim]
+        if all(-other.ndim <= d < -2 and other.shape[d] > 1 and other.along(d) is None for d in batch):
+            return site.held(value, batch, "")
+    return _whole(site, value, dim)
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot", "vdot")
