@@ -169,13 +169,14 @@ def embedding(node: Node, *args: Any, **kwargs: Any) -> Tensor | None:
     *(f"{kind}_pool{rank}d_with_indices" for rank in (1, 2, 3) for kind in ("max", "adaptive_max")),
 )
 def pool(node: Node, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A constant plane stays what it is, unless zeros around it are averaged in."""
+    """A constant plane stays what it is, unless zeros around it are averaged in, or it is divided by another number."""
     rank = int(node.meta["op"].partition("pool")[2][0])
     plane = _same(input, range(input.ndim - rank, input.ndim))
     if node.meta["op"].startswith("avg"):
         padding = kwargs.get("padding", args[2] if len(args) > 2 else 0)
         counted = kwargs.get("count_include_pad", args[4] if len(args) > 4 else True)
-        if counted and padding not in (0, (0,) * rank, (0,)):
+        divisor = kwargs.get("divisor_override", args[5] if len(args) > 5 else None)
+        if divisor is not None or (counted and padding not in (0, (0,) * rank, (0,))):
             plane = _zeros_of(plane)
     return plane if "shape" in node.meta else [plane, unknown(plane.ndim)]
 

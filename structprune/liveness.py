@@ -30,6 +30,11 @@ _PASSING = ("pointwise", "movement", "joining", "shaping", "indexing", "spatial"
 _CHANNELWISE = frozenset({"batch_norm", "instance_norm", "embedding"})
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 _PRODUCTS = frozenset({"matmul", "bmm", "mm"})
+# Reductions whose second argument is something else than the dimension.
+_DIM_IS_THIRD = frozenset(
+    """topk kthvalue quantile nanquantile diff cross linalg_vector_norm linalg_norm linalg_matrix_norm linalg_vecdot
+    cosine_similarity""".split()
+)
 
 
 @dataclass(eq=False)
@@ -182,12 +187,10 @@ def _dims(node: Node, source: Node, family: str) -> Sequence[int]:
         return range(rank)
     if op in ("layer_norm", "rms_norm"):
         return range(rank - len(node.args[1]), rank) if len(node.args) > 1 else range(rank)  # type: ignore[arg-type]
-    if op in ("topk", "kthvalue"):
-        dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else -1)
-    elif family == "reduction" or op == "mean":
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        dim = node.args[2] if op == "linalg_vector_norm" and len(node.args) > 2 else dim
-        dim = None if isinstance(dim, bool) else dim
-    else:
+    if family != "reduction" and op != "mean":
+        return range(rank)
+    at, usual = (2 if op in _DIM_IS_THIRD else 1), (-1 if op in ("topk", "kthvalue") else None)
+    dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else usual)
+    if isinstance(dim, bool | Node) or len(node.all_input_nodes) > 1:  # sort(x, descending), mse_loss(x, y)
         return range(rank)
     return dims_of(Labels(source.meta["shape"]), dim)

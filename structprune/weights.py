@@ -93,13 +93,15 @@ class Weight:
 
 
 def weights_of(graph: ChannelGraph, knowns: Sequence[Knowns]) -> list[Weight]:
-    """Every weight that is known, with its calls in all programs."""
+    """Every weight that is known, with its calls in all programs that see it in the same way."""
     found: dict[object, list[tuple[Reader, Knowns]]] = {}
     for program, known in zip(graph.space.programs, knowns, strict=True):
         for node in program.graph.nodes:
             reader = known.reader(node) if node.op == "call_function" and not node.meta["unread"] else None
             if reader is not None:
-                found.setdefault(reader.weight.meta.get("tensor") or reader.weight, []).append((reader, known))
+                seen = reader.view(known.values[reader.weight])  # another call may read it transposed
+                key = reader.weight.meta.get("tensor") or reader.weight, seen.shape, seen.stride()
+                found.setdefault(key, []).append((reader, known))
     users = users_of_parameters(graph.space.programs)
     return [_weight(graph, calls, users) for calls in found.values()]
 

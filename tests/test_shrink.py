@@ -972,3 +972,110 @@ def test_torchvision(name: str) -> None:
     small = sp.shrink(model, inputs, verify=False)
     assert parameters(small) < 0.6 * parameters(model)
     assert_same(small, model, inputs, grow=(3,))
+
+
+# -- sums over channels, and weights that are read in two ways ---------------------------------------------------
+
+
+class Measured(nn.Module):
+    """A convolution, a function of its channels, and a convolution of the result, which has one."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 3, 1)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "norm, order, dim": lambda h: torch.linalg.norm(h, 2, 1, keepdim=True),
+    "norm over two dimensions": lambda h: torch.linalg.norm(h, "fro", (1, 2), keepdim=True),
+    "matrix norm": lambda h: torch.linalg.matrix_norm(h, "fro", (1, 2), keepdim=True),
+    "vector norm": lambda h: torch.linalg.vector_norm(h, 2, 1, keepdim=True),
+    "products": lambda h: torch.linalg.vecdot(h.movedim(1, -1), h.flip(2).movedim(1, -1))[:, None],
+    "cosines": lambda h: F.cosine_similarity(h, h.flip(2), 1)[:, None],
+    "squares": lambda h: F.mse_loss(h, h.flip(2), reduction="sum") + h.sum(1, keepdim=True),
+    "squares of one value": lambda h: F.mse_loss(h, h, reduction="sum") + h.sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_sums_over_channels_take_zeros_alone(name: str) -> None:
+    """Some functions are told the dimension by their third argument, and by their second an order, or another value."""
+    model = randomise(Measured(MEASURES[name]).double()).eval()
+    zero(model.first.weight, range(4))
+    assert_shrinks(model, images(), to=parameters(model))
+    zero(model.first.bias, range(4))
+    small: Any = assert_shrinks(model, images()).model
+    assert small.first.out_channels == 4
+
+
+def test_vectors_and_losses_are_read_whole() -> None:
+    for function in (
+        lambda h: torch.cross(h[:, :3], h[:, 3:6], 1).sum(1, keepdim=True),
+        lambda h: F.l1_loss(h, h.flip(2), reduction="none").sum(1, keepdim=True),
+        lambda h: F.huber_loss(h, h.flip(2), reduction="mean") + h.sum(1, keepdim=True),
+    ):
+        model = randomise(Measured(function).double()).eval()
+        zero(model.first.weight, range(4))
+        assert_shrinks(model, images())
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2, divisor_override=3), nn.AvgPool2d(3, 1, divisor_override=8)])
+def test_a_pool_that_divides_by_another_number(pool: nn.Module) -> None:
+    """What is constant is another constant behind it, zeros apart."""
+    model = made(nn.Conv2d(3, 8, 3), pool, nn.Conv2d(8, 4, 1))
+    zero(model[0].weight, [1, 2, 5, 7])
+    zero(model[0].bias, [1, 2])
+    small: Any = assert_shrinks(model, images()).model
+    assert small[0].out_channels == 6
+
+
+class BothWays(nn.Module):
+    """An autoencoder whose two halves share their weight."""
+
+    def __init__(
+        self, there: Callable[[Tensor, Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor], *shape: int
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.there, self.back = there, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.there(x, self.weight).relu(), self.weight)
+
+
+def test_a_weight_that_is_read_there_and_back() -> None:
+    for x, *parts in (
+        (rows(), F.linear, torch.matmul, 8, 6),
+        (rows(), torch.matmul, F.linear, 6, 8),
+        (images(), F.conv2d, F.conv_transpose2d, 8, 3, 3, 3),
+    ):
+        model = randomise(BothWays(*parts).double()).eval()
+        zero(model.weight, [0, 1, 2], dim=parts[2:].index(8))
+        assert_shrinks(model, x, to=parameters(model) * 5 // 8, grow=(0,))
+
+
+def test_a_weight_that_is_read_there_and_back_again() -> None:
+    """What one way does not read, the other does."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.weight = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = x + F.linear(x, self.weight)
+            return self.last(x + x @ self.weight)
+
+    model = randomise(Net().double()).eval()
+    zero(model.weight, [2], dim=1)
+    zero(model.last.weight, [2], dim=1)
+    assert_shrinks(model, rows(), to=parameters(model), grow=(0,))
+    zero(model.weight, [2])
+    small: Any = assert_shrinks(model, rows(), grow=(0,)).model
+    assert small.first.out_features == 7
