@@ -675,6 +675,7 @@ USES: dict[str, list[Use]] = {
     "select_scatter": use(8, lambda h, m, x: torch.select_scatter(h, m.b(x).sum(2), 2, 1))
     + use(0, lambda h, m, x: torch.select_scatter(h, m.b(x).sum(1), 1, 1)),
     "new": use(8, lambda h, m, x: h + h.data.new(2, 1, 4, 4).zero_()),
+    "new_tensor": use(8, lambda h, m, x: h * h.new_tensor([0.5, 2.0, 1.0, -1.0])),
     "cosine_similarity": use(
         8,
         lambda h, m, x: F.cosine_similarity(h.relu(), m.b(x).relu()),

@@ -339,6 +339,12 @@ def new(site: Site, input: Labels, *given: Any, **kwargs: Any) -> Any:
     return factory(site, *given, **kwargs)
 
 
+@rule("new_tensor")
+def new_tensor(site: Site, input: Labels, data: Any, **kwargs: Any) -> Any:
+    """x.new_tensor([2, 3]): of x only its dtype and device are taken."""
+    return site.unknown(data, kwargs)
+
+
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
 def factory(site: Site, *args: Any, **kwargs: Any) -> Labels:
     """A new value whose sizes may have been read from other values."""
