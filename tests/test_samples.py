@@ -73,6 +73,32 @@ def test_values_that_are_missing_hide_nothing(missing: int) -> None:
         sp.prune(randomise(Wrong()), example, ratio=0.5)
 
 
+class Fresh(Wrong):
+    """The same, behind a weight of zeros: in a norm, a scale, or the last layer, which has a bias."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(3)
+        nn.init.zeros_(self.last.weight if last else self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(super().forward(x)))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_weights_of_zeros_hide_nothing(last: bool) -> None:
+    example = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(sp.VerificationError, match=r"DIFFERS .* with random numbers where weights are zero"):
+        sp.prune(Fresh(last), example, ratio=0.5)
+    right = Fresh(last)
+    right.scales = [2.0] * 17
+    state = torch.get_rng_state()
+    check: Any = sp.prune(right, example, ratio=0.5).report.verification
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 0 < check.max_rel_error < 1e-12
+    assert check.message.endswith("with random numbers where weights are zero")
+
+
 class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
