@@ -143,3 +143,28 @@ def test_where_that_puts_numbers_in() -> None:
             return self.b(h / h.norm(dim=1, keepdim=True))  # type: ignore[no-any-return]
 
     assert sp.analyze(Model().double(), torch.randn(4, 6, dtype=torch.float64)).groups == ()
+
+
+DIVIDED: dict[str, tuple[Any, bool]] = {
+    "by a norm above a bound": (lambda h: h / h.norm(dim=1, keepdim=True).clamp(min=0.1), True),
+    "by a norm between bounds": (lambda h: h / h.norm(dim=1, keepdim=True).clamp(0.1, 9.0), True),
+    "by a norm below a bound": (lambda h: h / h.norm(dim=1, keepdim=True).expand_as(h).clamp(max=9.0), False),
+    "by what may be below zero": (lambda h: h / h.clamp(-1.0, 9.0), False),
+    "by an absolute value": (lambda h: h / h.abs(), False),
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_zeros_over_something(name: str) -> None:
+    """A sum over channels behind it takes zeros, and not what 0 / 0 is."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(DIVIDED[name][0](self.a(x)).square().sum(1, keepdim=True))  # type: ignore[no-any-return]
+
+    free = bool(sp.analyze(Model().double(), torch.randn(4, 6, dtype=torch.float64)).groups)
+    assert free == DIVIDED[name][1]
