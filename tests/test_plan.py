@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -360,3 +361,19 @@ def test_an_epsilon_of_zero_stays_zero() -> None:
     torch.manual_seed(0)
     model = Normed(eps=0.0)
     assert sp.prune(model, torch.randn(2, 5, 6), ratio=0.5).plan.scales
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scales": {"0.weight": math.nan}}, "scales or shifts 0.weight by nan"),
+        ({"scales": {"0.weight": math.inf}}, "scales or shifts 0.weight by inf"),
+        ({"shifts": {"0.weight": -math.inf}}, "scales or shifts 0.weight by -inf"),
+        ({"scales": {"0.weight": 0.0}}, "scales by 0"),
+        ({"swaps": {"0": ["norm", 8, 8]}}, "the name of a swap and a number"),
+        ({"kept": {"0.weight": {0: {"of": 8, "indices": [0]}}}}, "expected str, found int"),
+    ],
+)
+def test_what_no_plan_says(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(sp.PlanError, match=words):
+        sp.PruningPlan.from_dict({**made().to_dict(), **changes})

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import structprune as sp
-from structprune.samples import fresh
+from structprune.program import Call
+from structprune.samples import fresh, sampled
 
 
 class Prepared(nn.Module):
@@ -185,3 +186,24 @@ class Split(nn.Module):
 def test_every_output_must_stay_finite() -> None:
     with pytest.raises(sp.VerificationError, match="outputs of the masked model are not finite"):
         sp.prune(randomise(Split()), SHARES, ratio=0.5)
+
+
+class Rooted(nn.Module):
+    """Roots of its inputs, which some random numbers do not have; the outputs of other rows are finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.sqrt()).relu())
+
+
+def test_the_example_where_it_gives_more_numbers() -> None:
+    example = torch.rand(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model = randomise(Rooted().double())
+    (sample,) = sampled(model, [Call((example,), {})], torch.device("cpu"))
+    assert torch.equal(sample.wide.args[0], example)
+    example.fill_(-1.0)
+    (sample,) = sampled(model, [Call((example,), {})], torch.device("cpu"))
+    assert not torch.equal(sample.wide.args[0], example)

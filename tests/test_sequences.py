@@ -1201,3 +1201,72 @@ def test_heads_of_the_delta_rule_leave() -> None:
     inputs = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert [(len(group), group.kind) for group in sp.analyze(model, inputs).groups] == [(4, "head")]
     assert_exact(model, inputs)
+
+
+class LastState(nn.Module):
+    def __init__(self, kind: Any, **settings: Any) -> None:
+        super().__init__()
+        self.layer = kind(6, 8, **settings)
+        self.out = nn.Linear(settings.get("proj_size", 8), 3)
+        self.cells = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        _, state = self.layer(x)
+        return (self.out(state[0][-1]), self.cells(state[1][-1])) if isinstance(state, tuple) else self.out(state[-1])
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(nn.LSTM, {}), (nn.LSTM, {"proj_size": 4}), (nn.GRU, {}), (nn.RNN, {})])
+def test_the_last_states_are_read(kind: Any, settings: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    small = assert_exact(
+        randomise(LastState(kind, **settings).double()), torch.randn(4, 2, 6, dtype=torch.float64)
+    ).model
+    assert small.layer.hidden_size == 4
+
+
+class TwoMeans(nn.Module):
+    """The mean of the channels goes with a mean over something else."""
+
+    def __init__(self, second: Any) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 8), _Centred(second), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x).relu()))
+
+
+class _Centred(nn.Module):
+    def __init__(self, second: Any) -> None:
+        super().__init__()
+        self.second = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(-1, keepdim=True)
+        v = x.mean(-2, keepdim=True) if self.second == "positions" else (x - u).abs().mean(-1, keepdim=True)
+        return x - u - v
+
+
+@pytest.mark.parametrize("second", ["positions", "distances"])
+def test_a_mean_over_channels_beside_another(second: str) -> None:
+    assert_exact_or_nothing(randomise(TwoMeans(second).double()), torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+class GainInside(nn.Module):
+    """A vector that scales channels, and the channels inside of every head as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.q, self.out, self.last = nn.Linear(6, 8), nn.Linear(6, 32), nn.Linear(32, 3), nn.Linear(8, 3)
+        self.gain = nn.Parameter(torch.ones(8))
+        self.heads = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) * self.gain
+        q = self.q(x).view(len(x), self.heads, -1) * self.gain
+        return self.last(h.relu()) + self.out(q.flatten(1).relu())
+
+
+def test_a_gain_that_meets_heads_stays() -> None:
+    model = randomise(GainInside().double())
+    small: Any = assert_exact(model, torch.randn(4, 6, dtype=torch.float64)).model
+    assert (small.a.out_features, small.heads) == (8, 2)

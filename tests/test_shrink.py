@@ -1079,3 +1079,71 @@ def test_a_weight_that_is_read_there_and_back_again() -> None:
     zero(model.weight, [2])
     small: Any = assert_shrinks(model, rows(), grow=(0,)).model
     assert small.first.out_features == 7
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda y, x: y.view_as(y).add_(x.mean(1, keepdim=True)),
+        lambda y, x: F.hardsigmoid(y.view_as(y), inplace=True),
+        lambda y, x: y.detach().mul_(x.mean(1, keepdim=True)),
+    ],
+)
+def test_writes_through_views_that_could_shrink_hide_a_constant(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """A view of a written size would keep the channels by itself."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            write(y, x)
+            return self.last(y)
+
+    model = randomise(Net().double()).eval()
+    zero(model.first.weight, [0, 1, 2])
+    assert_shrinks(model, rows(), to=parameters(model), grow=(0,))
+
+
+def test_dead_channels_that_python_needs_stay() -> None:
+    """What is seen of a size only once nearly all is gone was not tried before."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            return self.last(h if h.shape[1] > 3 else h + 1)
+
+    model = randomise(Net().double()).eval()
+    zero(model.last.weight, range(14), dim=1)
+    result = assert_shrinks(model, rows(), grow=(0,))
+    assert "Python looks at its size" in result.report.fixed["first"]
+
+
+def test_a_product_takes_zeros_of_one_side() -> None:
+    """A constant stays, whichever side it is on."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.a(x) @ self.b(x).mT)
+
+    for constant, left in ((True, 6), (False, 4)):
+        model = randomise(Net().double()).eval()
+        zero(model.a.weight, range(4))
+        zero(model.a.bias, range(2 if constant else 4))
+        small: Any = assert_shrinks(model, tokens(6), grow=(0,)).model
+        assert small.a.out_features == small.b.out_features == left
+    model = randomise(Net().double()).eval()
+    zero(model.b.weight, range(4))
+    zero(model.b.bias, range(2))
+    small = assert_shrinks(model, tokens(6), grow=(0,)).model
+    assert small.a.out_features == small.b.out_features == 6

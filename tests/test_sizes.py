@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_exact, randomise
+from helpers import assert_exact, assert_exact_or_nothing, randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -152,3 +154,64 @@ def test_macs_of_operands_by_name() -> None:
     graph = sp.analyze(ByName().double(), ROWS)
     assert graph.costs.original()["macs"] == 3 * (8 * 16 + 16 * 3)
     assert_exact(ByName().double(), ROWS)
+
+
+class Through(nn.Module):
+    """What Python, or a tensor, makes of the number of channels."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(self.function(h, x))
+
+
+def _counted(h: Tensor, x: Tensor) -> Tensor:
+    count = (x[:, 0] > -9).sum()
+    return h * 2 if bool(count * h.shape[1] != 8 * count) else h
+
+
+def _counted_item(h: Tensor, x: Tensor) -> Tensor:
+    count = (x[:, 0] > -9).sum()
+    return h * 2 if (count * h.shape[1]).item() != 256 else h
+
+
+def test_a_check_of_a_size_inside_of_a_tensor_keeps_it() -> None:
+    for function in (_counted, _counted_item):
+        model = randomise(Through(function).double())
+        graph = sp.analyze(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+        assert not graph.groups, function
+        assert "Python looks at its size" in graph.fixed["a.weight[0]"]
+
+
+def test_copies_of_sizes_are_plain_numbers() -> None:
+    seen: set[type] = set()
+
+    def copied(h: Tensor, x: Tensor) -> Tensor:
+        n = h.shape[1]
+        made = [type(n)(3), copy.copy(n), copy.deepcopy(n), pickle.loads(pickle.dumps(n)), *copy.deepcopy(h.shape)]
+        seen.update(map(type, made))
+        return h.view(copy.deepcopy(h.shape))
+
+    assert_exact_or_nothing(randomise(Through(copied).double()), torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert seen == {int}
+
+
+def test_copies_of_constants_are_plain_numbers() -> None:
+    seen: set[type] = set()
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.eps = nn.Linear(6, 8), nn.Linear(8, 3), 0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = copy.copy(self.eps), copy.deepcopy(self.eps), pickle.loads(pickle.dumps(self.eps))
+            seen.update(map(type, made))
+            return self.b(self.a(x) * made[0])
+
+    assert_exact(randomise(Scaled().double()), torch.randn(4, 6, dtype=torch.float64))
+    assert seen == {float}

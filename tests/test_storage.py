@@ -574,3 +574,25 @@ def test_models_that_cannot_be_copied_are_made_for_loading(tmp_path: Path) -> No
     assert torch.equal(sp.load(tmp_path / "small", Bound)(rows), result.model(rows))
     with pytest.raises(sp.UnsupportedModelError, match="cannot be copied"):
         sp.load(tmp_path / "small", Bound())
+
+
+@pytest.mark.parametrize(
+    ("record", "words"), [("{", "not JSON"), ("[" * 100000, "not JSON"), ("[1]", "not a JSON object")]
+)
+def test_a_record_that_is_none(tmp_path: Path, record: str, words: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
+    result = sp.prune(model, torch.randn(1, 3, 4, 4))
+    file = tmp_path / "small.safetensors"
+    sp.save(result, file)
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = dict(opened.metadata())
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file, {**metadata, "structprune.record": record})
+    with pytest.raises(sp.FileFormatError, match=words):
+        sp.load(file, lambda: model)
+
+
+def test_a_record_that_fits_in_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structprune.storage.HEADER_LIMIT", 1000)
+    result = sp.prune(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), torch.randn(1, 3, 4, 4))
+    with pytest.raises(sp.ArgumentError, match="larger than the header"):
+        sp.save(result, tmp_path / "small")

@@ -738,3 +738,11 @@ def test_source_that_says_something_else_is_not_scripted(name: str) -> None:
     with pytest.raises(sp.UnsupportedModelError, match=r"torch\.jit\.script reads source code"):
         torch.jit.script(small)
     torch.testing.assert_close(torch.jit.trace(small, x)(x), small(x))
+
+
+def test_what_stays_whole_has_no_mask() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
+    plan = sp.plan(sp.analyze(model, torch.randn(1, 3, 4, 4)))
+    masks = {name for name, _ in sp.mask(plan, model).named_buffers() if name.endswith("_mask")}
+    assert masks == {f"{name}_mask" for name in plan.kept}
+    assert "1.bias_mask" not in masks
