@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .copying import copies_alone, deep_copy
 from .differences import first_difference, observe, said
 from .errors import ArgumentError, VerificationError
+from .fresh import awakened, hides
 from .inventory import Inventory
 from .mask import zeroed
 from .plan import Kept, PruningPlan
@@ -115,35 +116,23 @@ def verify(
                 _check_comparable(original, exact[0], sample.wide)
         deviates = deviation(exact[1], double(masked, device), calls) if plan.stock else None
         check = agreement(exact, (over_kept(plan, masked), small), samples, device, kept=plan.kept, deviates=deviates)
-        return _less(check, _awake(plan, original, samples, device)) if _sleeps(original) else check
+        if not hides(original):
+            return check
+        awake = awakened(original)
+        pair = over_kept(plan, zeroed(plan, awake)), apply(plan, awake)
+        return _both(check, agreement(pair, pair, samples, device, kept=plan.kept))
 
 
-def _sleeps(model: nn.Module) -> bool:
-    """Whether weights hold zeros alone, as those at the end of residual branches, or of a model, may when it is fresh.
-
-    They hide all that leads to them.
-    """
-    return any(not name.endswith("bias") and _is_blank(tensor) for name, tensor in model.named_parameters())
-
-
-def _is_blank(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() > 0 and not bool(tensor.any())
-
-
-def _awake(plan: PruningPlan, original: nn.Module, samples: Sequence[Sample], device: torch.device) -> Verification:
-    """The plan, carried out on a model with random numbers in place of such zeros, in float64."""
-    awake = deep_copy(original)
-    with deterministic():
-        for parameter in filter(_is_blank, awake.parameters()):
-            parameter.normal_(std=0.1)
-    pair = over_kept(plan, zeroed(plan, awake)), apply(plan, awake)
-    check = agreement(pair, pair, samples, device, kept=plan.kept)
-    return replace(check, message=f"{check.message}, with random numbers where weights are zero")
-
-
-def _less(one: Verification, other: Verification) -> Verification:
-    """The one that shows less equality; the second of two that are alike."""
-    return one if (one.ok, -one.max_rel_error) < (other.ok, -other.max_rel_error) else other
+def _both(check: Verification, awake: Verification) -> Verification:
+    """What is shown by comparisons as it is, and with random numbers in place of weights of zeros."""
+    if not check.ok:
+        return check
+    if not awake.ok:
+        return replace(awake, message=f"{awake.message}, with random numbers where weights are zero")
+    absolute, relative = (max(getattr(c, name) for c in (check, awake)) for name in ("max_abs_error", "max_rel_error"))
+    message = f"{check.message}; {awake.max_rel_error:.1e} with random numbers where weights are zero"
+    rows = *check.comparisons, *awake.comparisons
+    return replace(check, max_abs_error=absolute, max_rel_error=relative, comparisons=rows, message=message)
 
 
 def agreement(

@@ -24,7 +24,7 @@ FLOORS = """
     scalars rows schedules specs steady trials
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
-    composition costing diagram differences samples rules.attention rules.contraction rules.joining rules.matrices rules.movement \
+    composition costing diagram differences fresh samples rules.attention rules.contraction rules.joining rules.matrices rules.movement \
     rules.normalization rules.pointwise rules.reduction recorder rounding
     constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
     constants fitting html rules siblings stock

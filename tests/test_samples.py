@@ -75,15 +75,15 @@ def test_values_that_are_missing_hide_nothing(missing: int) -> None:
 
 
 class Fresh(Wrong):
-    """The same, behind a weight of zeros: in a norm, a scale, or the last layer, which has a bias."""
+    """The same, behind a weight of zeros: a scale, or that of the last layer, which has a bias."""
 
     def __init__(self, last: bool) -> None:
         super().__init__()
-        self.last, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(3)
-        nn.init.zeros_(self.last.weight if last else self.norm.weight)
+        self.last, self.scale = nn.Linear(3, 4), nn.Parameter(torch.ones(3))
+        nn.init.zeros_(self.last.weight if last else self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.norm(super().forward(x)))
+        return self.last(super().forward(x) * self.scale)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -97,6 +97,8 @@ def test_weights_of_zeros_hide_nothing(last: bool) -> None:
     check: Any = sp.prune(right, example, ratio=0.5).report.verification
     assert torch.equal(torch.get_rng_state(), state)
     assert check.max_rel_error < 1e-12
+    assert check.message.endswith("with random numbers where weights are zero")
+    assert [row.dtype for row in check.comparisons].count("float32") == 1
 
 
 class Attending(nn.Module):
