@@ -14,11 +14,11 @@ def hides(model: nn.Module) -> bool:
 
 
 def awakened(model: nn.Module) -> nn.Module:
-    """A copy with small random numbers in place of parameters that hold zeros alone."""
+    """A copy with small random numbers in place of parameters that hold zeros alone; they have roots and logarithms."""
     awake = deep_copy(model)
     with deterministic():
         for parameter in filter(_is_blank, awake.parameters()):
-            parameter.normal_(std=0.1)
+            parameter.uniform_(0.01, 0.2)
     return awake
 
 

@@ -209,3 +209,13 @@ def test_the_example_where_it_gives_more_numbers() -> None:
     example.fill_(-1.0)
     (sample,) = sampled(model, [Call((example,), {})], torch.device("cpu"))
     assert not torch.equal(sample.wide.args[0], example)
+
+
+def test_zeros_that_a_root_is_taken_of() -> None:
+    class Rooted(Fresh):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.b(self.a(x).relu()) * self.scale.sqrt())
+
+    check = sp.prune(Rooted(last=False), torch.randn(4, 6), ratio=0.5).report.verification
+    assert check is not None
+    assert check.ok
