@@ -134,9 +134,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op == "einsum":
         return _einsum(node, values, zero)
     if op in ("addmm", "baddbmm"):
-        added, *factors = (a for a in node.args[:3] if isinstance(a, Node))
-        three = len(factors) == 2 and not _spread(added, [node], values)
-        return three and zero(added) and _product(factors, values, zero)
+        return _added_product(node, values, zero)
     if op == "scaled_dot_product_attention":
         value = _argument(node, 2, "value")
         return value in inputs and zero(value)
@@ -297,6 +295,13 @@ def _product(inputs: list[Node], values: Values, zero: Callable[[Node], bool]) -
     if zero_a and zero_b:
         return True
     return (zero_b and not rows and (batch_b or not batch_a)) or (zero_a and not columns and (batch_a or not batch_b))
+
+
+def _added_product(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """input + a x b, where the input is zero, too."""
+    added, *factors = (a for a in node.args[:3] if isinstance(a, Node))
+    three = len(factors) == 2 and not _spread(added, [node], values)
+    return three and zero(added) and _product(factors, values, zero)
 
 
 def _einsum(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
