@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .bookkeeping import mirrors
+from .bookkeeping import Mirror, mirrors
 from .inventory import Inventory
 from .labels import BoolArray, Couplings, IntArray, Labels, Roots
 from .nodes import Node, map_nodes
@@ -28,12 +28,14 @@ from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
 from .scalars import is_merely_asked
-from .siblings import hold_for_siblings
+from .siblings import hold_for_siblings, hold_for_unread
 from .sizes import AttributeOf, DimOf, Guard, Size, leaves
 from .trials import coupled_alike, families, removals, unequal_removals
 
 ORPHAN = "no filter of the traced calls produces it"
 TOGETHER = "its indices are coupled with one another, so that all would go at once"
+
+Sized = tuple[Mirror, str]  # what an attribute is the size of: a tensor by its name, and which dimension
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Space:
     by_rows: bool = False  # see Couplings
     norms: list[Swap | Fold] = field(default_factory=list)
     doubted: list[IntArray] = field(default_factory=list)  # coordinates of values that are not zero in all of them
+    told_twice: list[tuple[AttributeOf, Sized, Sized]] = field(default_factory=list)  # tensors of one attribute's size
     couplings: Couplings = field(init=False)
     parameters: dict[str, Labels] = field(default_factory=dict)
     values: dict[Node, Any] = field(default_factory=dict)
@@ -65,12 +68,14 @@ class Space:
         self._families: tuple[Roots, list[IntArray]] | None = None
         self._probed: tuple[Roots, list[View]] | None = None
         self._survived: dict[int, IntArray] = {}  # by id: the units that a check depended on when it last held
-        self._mirrors = {
-            AttributeOf(path, row.attribute): (row, self.parts.names[id(tensor)])
-            for path, module in self.modules.items()
-            for row, tensor in mirrors(module)
-            if id(tensor) in self.parts.names  # a parametrized weight is computed anew each time
-        }
+        self._mirrors: dict[AttributeOf, Sized] = {}
+        for path, module in self.modules.items():
+            for row, tensor in mirrors(module):
+                if id(tensor) in self.parts.names:  # a parametrized weight is computed anew each time
+                    leaf, found = AttributeOf(path, row.attribute), (row, self.parts.names[id(tensor)])
+                    if leaf in self._mirrors:
+                        self.told_twice.append((leaf, self._mirrors[leaf], found))
+                    self._mirrors[leaf] = found
         for program in self.programs:
             for node in program.graph.nodes:
                 self.values[node] = self._value(node)
@@ -89,6 +94,7 @@ class Space:
             self._add_guards(guards)
         self._note_told(self.checks[known:])
         hold_for_siblings(self)
+        hold_for_unread(self)
         self._settle()
 
     # -- interpreting -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .analysis import TOGETHER, Space
 from .errors import ArgumentTypeError, UnknownNameError, closest
 from .labels import IntArray, Labels
 from .nodes import Node
+from .program import Program
 from .sizes import DimOf, leaves
 
 if TYPE_CHECKING:
@@ -42,12 +43,24 @@ def dims_of(labels: Any, name: str) -> Iterator[tuple[str, IntArray]]:
             yield from dims_of(part, f"{name}.{i}")
 
 
-def _behind_sizes(space: Space, node: Node) -> Iterator[tuple[str, IntArray]]:
+def _titles(programs: Iterable[Program]) -> dict[Node, str]:
+    """What values are called: by the names of their nodes, if no other operation of an earlier call has that name."""
+    known: dict[str, Any] = {}
+    titles = {}
+    for call, program in enumerate(programs, 1):
+        for node in program.graph.nodes:
+            what = node.meta["op"], node.meta.get("where")
+            name = value_name(node)
+            titles[node] = name if known.setdefault(name, what) == what else f"{name} (call {call})"
+    return titles
+
+
+def _behind_sizes(space: Space, node: Node, titles: Mapping[Node, str]) -> Iterator[tuple[str, IntArray]]:
     """The dimensions that the sizes which an operation is given were read from."""
     for leaf in (leaf for size in node.meta.get("sizes", ()) for leaf in leaves(size)):
         if isinstance(leaf, DimOf):
-            title = f"{value_name(leaf.value)}[{leaf.dim}]"
-            yield from (end for end in dims_of(space.values.get(leaf.value), value_name(leaf.value)) if end[0] == title)
+            name = titles[leaf.value]
+            yield from (e for e in dims_of(space.values.get(leaf.value), name) if e[0] == f"{name}[{leaf.dim}]")
 
 
 def build(space: Space) -> networkx.Graph:
@@ -59,17 +72,19 @@ def build(space: Space) -> networkx.Graph:
     reasons: dict[Any, dict[str, list[IntArray]]] = {}
     for labels, why, node in space.couplings.fixed:
         reasons.setdefault(node, {}).setdefault(why, []).append(labels.reshape(-1))
-    for program in space.programs:
-        for node in program.graph.nodes:
-            ends = [e for n in (*node.all_input_nodes, node) for e in dims_of(space.values.get(n), value_name(n))]
-            ends += _behind_sizes(space, node)
-            _join(graph, ends, pairs.get(node, []), _about(node))
-            met = _meeting_fixed(pairs.get(node, []))
-            for why, parts in (*reasons.get(node, {}).items(), *([(MET, met)] if met else [])):
-                _fix(graph, ends, np.concatenate(parts), why, _about(node))
-    for name, value in space.parameters.items():
-        for why, parts in reasons.get(None, {}).items():
-            _fix(graph, list(dims_of(value, name)), np.concatenate(parts), why, {"op": "", "module": "", "source": ""})
+    parameters = [end for name, value in space.parameters.items() for end in dims_of(value, name)]
+    titles = _titles(space.programs)
+    for node in titles:
+        ends = [e for n in (*node.all_input_nodes, node) for e in dims_of(space.values.get(n), titles[n])]
+        ends += _behind_sizes(space, node, titles)
+        _join(graph, ends, pairs.get(node, []), _about(node))
+        met = _meeting_fixed(pairs.get(node, []))
+        for why, parts in (*reasons.get(node, {}).items(), *([(MET, met)] if met else [])):
+            labels = np.concatenate(parts)
+            if not _fix(graph, ends, labels, why, _about(node)):  # it was given a size that an attribute tells
+                _fix(graph, parameters, labels, why, _about(node))
+    for why, parts in reasons.get(None, {}).items():
+        _fix(graph, parameters, np.concatenate(parts), why, {"op": "", "module": "", "source": ""})
     return graph
 
 
@@ -105,13 +120,15 @@ def _join(
                 graph.add_edge(name, ends[j][0], **about)
 
 
-def _fix(graph: Any, ends: list[tuple[str, IntArray]], labels: IntArray, why: str, about: dict[str, str]) -> None:
+def _fix(graph: Any, ends: list[tuple[str, IntArray]], labels: IntArray, why: str, about: dict[str, str]) -> bool:
+    """Joins a reason with the dimensions whose labels it is for, if there are any."""
     reason = f"{why} ({_place(about)})" if _place(about) else why
-    for name, own in ends:
-        if len(np.intersect1d(own, labels)):
-            graph.add_node(reason, kind="reason")
-            graph.add_node(name, kind="dimension")
-            graph.add_edge(name, reason, **about)
+    found = [name for name, own in ends if len(np.intersect1d(own, labels))]
+    for name in found:
+        graph.add_node(reason, kind="reason")
+        graph.add_node(name, kind="dimension")
+        graph.add_edge(name, reason, **about)
+    return bool(found)
 
 
 def _place(about: dict[str, str]) -> str:

@@ -1,7 +1,9 @@
-"""Experts, and other modules in a list that stand for one another: a call may reach some of them, another call others.
+"""What no traced call reads stays whole, and what must have its size then.
 
-Those that no traced call reaches are kept whole. What they would read, and add to, must keep its channels then: it is
-what their siblings read and add to.
+Experts, and other modules in a list that stand for one another: a call may reach some of them, another call others.
+What those that none reached would read, and add to, must keep its channels: it is what their siblings read and add to.
+
+Tensors of one module whose size one attribute tells: a forward may read the statistics of a batch norm alone.
 """
 
 from __future__ import annotations
@@ -35,6 +37,24 @@ def hold_for_siblings(space: Space) -> None:
             for coordinate in labels.coordinates:
                 shared = coordinate[owners[roots[coordinate]] < 0]
                 space.couplings.fix(shared, f"{missed} was not reached, and may read or write it, too", None)
+
+
+def hold_for_unread(space: Space) -> None:
+    """Fixes tensors of a module if one of the same size, by one attribute (`num_features`), is read nowhere; those that
+    all are read lose the same indices."""
+    couplings = space.couplings
+    for leaf, *pair in space.told_twice:
+        read = [
+            labels
+            for row, name in pair
+            if name in space.parameters and (labels := space.parameters[name].along(row.dim)) is not None
+        ]
+        if len(read) == 1:
+            unread = next(name for _, name in pair if name not in space.parameters)
+            told = f"{leaf.module}.{leaf.name}" if leaf.module else leaf.name
+            couplings.fix(read[0], f"{told} is the size of {unread}, too, which is read nowhere", None)
+        elif read and couplings.block(read[0]) != couplings.block(read[1]):
+            couplings.couple(read[0], read[1], None)
 
 
 def _divided(space: Space) -> Iterator[tuple[str, str]]:

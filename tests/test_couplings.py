@@ -19,6 +19,7 @@ from helpers import (
 )
 from models import CASES, UNSEEN, Case
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import structprune as sp
 from structprune import surgery
@@ -209,6 +210,79 @@ def test_a_size_that_was_read_elsewhere_is_on_the_way_to_the_reason() -> None:
     steps = sp.analyze(model, torch.randn(2, 3, 5)).explain("1.values.bias").splitlines()
     (joined,) = [step for step in steps if "- reshape in 1" in step]
     assert joined.endswith("- linear[2]"), "the result of the first layer, whose shape is read"
+
+
+class Told(nn.Module):
+    """An attribute says how many channels there are, and is the size of something else, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.width = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).view(len(x), self.width, 8, 8)
+        return self.b(h).unflatten(3, (-1, self.width)).sum(-1)  # type: ignore[no-any-return]
+
+
+def test_a_size_that_an_attribute_tells_is_met_by_name() -> None:
+    model = randomise(Told().double())
+    assert_kept(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), "a.weight[0]", "unflatten with these sizes")
+
+
+class Modes(nn.Module):
+    """The first sum of each mode is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) + 0.1 if self.training else self.a(x)
+        centred = h - h.mean(1, keepdim=True)
+        return self.b(centred) + (centred * centred).mean(1, keepdim=True)  # type: ignore[no-any-return]
+
+
+def test_values_of_other_calls_are_not_taken_for_one_another() -> None:
+    model = randomise(Modes().double())
+    assert_kept(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), "a.weight[0]", "mean runs over it")
+
+
+class Statistics(nn.Module):
+    """The first norm is read whole; of the second the statistics alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+        self.one, self.two = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(self.one(self.a(x)))
+        return self.c(F.batch_norm(h, self.two.running_mean, self.two.running_var))  # type: ignore[no-any-return]
+
+
+def test_a_norm_of_which_a_part_is_read_stays_whole() -> None:
+    """`num_features` tells the size of all of it."""
+    model = randomise(Statistics().double())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert_kept(model, x, "b.weight[0]", "two.num_features is the size of two.weight, too, which is read nowhere")
+    result = assert_exact(model, x)
+    assert result.model.one.num_features == 4  # type: ignore[union-attr]
+
+
+class Scaled(Statistics):
+    """Weight and statistics of the second norm are read for channels of different layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h * self.two.weight[:, None, None] + self.two.bias[:, None, None]
+        h = self.b(self.one(h))
+        return self.c(F.batch_norm(h, self.two.running_mean, self.two.running_var))  # type: ignore[no-any-return]
+
+
+def test_the_parts_of_a_norm_lose_the_same_channels() -> None:
+    plan = assert_exact(randomise(Scaled().double()), torch.randn(2, 3, 4, 4, dtype=torch.float64)).plan
+    assert plan.kept["two.weight"] == plan.kept["two.running_mean"] == {0: plan.kept["a.weight"][0]}
 
 
 class Interleaved(nn.Module):
