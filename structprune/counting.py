@@ -30,9 +30,9 @@ class _Statistics:
 
     counted_channels = 0
 
-    def counted_mean(self, input: Tensor, dim: Any, keepdim: bool = False, ghost: Any = 0) -> Tensor:
+    def counted_mean(self, input: Tensor, dim: Any = None, keepdim: bool = False, ghost: Any = 0) -> Tensor:
         """The mean, where each channel that went contributes `ghost`."""
-        (dim,) = dim if isinstance(dim, list | tuple) else (dim,)
+        dim = _only(dim)
         gone = self.counted_channels - input.shape[dim]
         if isinstance(ghost, Tensor) and not keepdim:
             ghost = ghost.squeeze(dim)
@@ -41,14 +41,14 @@ class _Statistics:
         return (total / self.counted_channels).to(input.dtype)
 
     def counted_var_mean(
-        self, input: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+        self, input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The variance and the mean, where the channels that went are zero."""
         lost = int(unbiased) if correction is None else correction
+        dim = _only(dim)
         mean = self.counted_mean(input, dim, keepdim=True)
         variance = self.counted_mean((input - mean).square(), dim, True, mean.square())
         variance = variance * self.counted_channels / (self.counted_channels - lost)
-        (dim,) = dim if isinstance(dim, list | tuple) else (dim,)
         return (variance, mean) if keepdim else (variance.squeeze(dim), mean.squeeze(dim))
 
     def counted_var(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -60,6 +60,12 @@ class _Statistics:
     def counted_std_mean(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         variance, mean = self.counted_var_mean(*args, **kwargs)
         return variance.sqrt(), mean
+
+
+def _only(dim: Any) -> Any:
+    """The one dimension that statistics run over; a value that has no other is not asked."""
+    (dim,) = dim if isinstance(dim, (list, tuple)) else (dim or 0,)
+    return dim
 
 
 def counted(kind: type[nn.Module], channels: int) -> type[nn.Module]:

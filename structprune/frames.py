@@ -46,7 +46,7 @@ def _words_of_callers() -> set[str]:
         if owner == "user":
             found |= _constants(frame.f_code)
             for held in (*frame.f_locals.values(), *frame.f_globals.values()):
-                if type(held) is dict:
+                if type(held) is dict and held is not frame.f_builtins:
                     found.update(key for key in held if isinstance(key, str))
         frame = frame.f_back  # type: ignore[assignment]
     return found
@@ -76,8 +76,9 @@ def _owner(file: str) -> str:
     return "torch" if file.startswith((_TORCH, "<")) or file == contextlib.__file__ else "user"
 
 
-def caller() -> CodeType:
-    """The code that called the operation: the first outside structprune and the dispatching parts of PyTorch."""
+def caller() -> tuple[CodeType, int]:
+    """The code that called the operation, the first outside structprune and the dispatching parts of PyTorch, and which
+    of its instructions did."""
     frame = sys._getframe(2)
     while frame.f_back is not None:
         name = frame.f_code.co_filename
@@ -86,4 +87,4 @@ def caller() -> CodeType:
         ):
             break
         frame = frame.f_back
-    return frame.f_code
+    return frame.f_code, frame.f_lasti

@@ -384,6 +384,66 @@ IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
 WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response)
 
 
+class ByMode(nn.Module):
+    """One statistic over channels, another over height, which only training reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def centred(self, h: Tensor) -> Tensor:
+        if self.training:
+            return h - h.mean(2, keepdim=True)
+        return h - h.mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(self.centred(h) + self.centred(h * h))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("height", [8, 10])
+def test_statistics_that_were_not_reached_are_not_made_to_count(height: int) -> None:
+    """Where as many channels as rows came in, none were missing."""
+    x = torch.randn(2, 3, height, height, dtype=torch.float64)
+    assert_kept(randomise(ByMode().double()), x, "a.weight[0]", "mean runs over it")
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.gains = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.b(self.a(x) * self.gains[:, None, None]), self.gains.mean()
+
+
+class Spread(Gated):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.b(self.a(x) * self.gains[:, None, None]), self.gains.var(unbiased=False)
+
+
+class Penalty(Gated):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.b(self.a(x) * self.gains[:, None, None]), self.gains.pow(2).mean()
+
+
+class Unsaid(Gated):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.b(self.a(x) * self.gains[:, None, None]), self.gains.std(False)
+
+
+@pytest.mark.parametrize("kind", [Gated, Spread, Penalty])
+def test_statistics_of_what_has_one_dimension(kind: type[Gated]) -> None:
+    result = assert_exact(randomise(nn.Sequential(kind()).double()), torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    assert result.plan.swaps == {"0": ("counted", 8)}
+
+
+def test_statistics_that_are_told_something_else_in_the_place_of_a_dimension() -> None:
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert_kept(randomise(Unsaid().double()), x, "gains[0]", "std runs over it")
+
+
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_layer_norms_by_hand(kind: type[Written], tmp_path: Any) -> None:
     model = randomise(nn.Sequential(nn.Linear(16, 24), kind(24, ""), nn.Linear(24, 5)).double())

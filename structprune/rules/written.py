@@ -62,14 +62,17 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     nodes.sort(key=lambda n: n.place)
     if known is None or "forward" in vars(module) or len(nodes) % len(known):
         return None
-    found = [_centred(n) for n in nodes]
+    rounds = len(nodes) // len(known)
     told = all(n.meta["code"] in codes(type(module)) for n in nodes)
+    calls = [(n.meta["code"], n.meta["at"]) for n in nodes]
+    if not told or len(set(calls)) != len(known) or calls != calls[: len(known)] * rounds:
+        return None  # what was not reached would count channels, too
     if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
         return None  # what a name stands for changes between the lines
-    if not told or found != list(known) * (len(nodes) // len(known)):
+    if [_centred(n) for n in nodes] != list(known) * rounds:
         return None
-    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]
-    if any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
+    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes if not isinstance(_dim(n), bool)]
+    if len(over) < len(nodes) or any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
         return None
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
@@ -81,8 +84,12 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
 
 def _dims(node: Node) -> list[int]:
     """The dimensions that a statistic runs over."""
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    return dims_of(Labels(node.all_input_nodes[0].meta["shape"]), None if isinstance(dim, bool) else dim)
+    return dims_of(Labels(node.all_input_nodes[0].meta["shape"]), _dim(node))
+
+
+def _dim(node: Node) -> Any:
+    """What a statistic was told to run over; `x.var(False)` is told something else there."""
+    return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
 
 
 def _centred(node: Node) -> bool:
