@@ -159,8 +159,9 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     forward = kind.forward
     instead = _counting(channels)
     namespace = {key: instead.get(id(value), value) for key, value in forward.__globals__.items()}
+    namespace.pop("__name__", None)  # by which torch.compile, up to PyTorch 2.11, would find the module's own globals
     own = types.FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
-    own.__kwdefaults__ = forward.__kwdefaults__
+    own.__kwdefaults__, own.__module__ = forward.__kwdefaults__, forward.__module__
 
     def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
         return _rebuild, (kind, channels), vars(self)

@@ -123,9 +123,9 @@ def operation(function: Callable[..., Any]) -> Operation:
     return Operation(name, inplace, python)
 
 
-# What works element by element, though ATen does not say so.
+# What works element by element, though ATen does not say so (of leaky_relu it does only in later releases).
 UNTAGGED = frozenset(
-    """hardswish log_sigmoid tanhshrink softsign floor_divide isclose fake_quantize_per_tensor_affine
+    """leaky_relu hardswish log_sigmoid tanhshrink softsign floor_divide isclose fake_quantize_per_tensor_affine
     special_ndtr""".split()
 )
 

@@ -543,7 +543,11 @@ def test_what_is_no_module(given: Any) -> None:
 
 def test_wrappers_are_opened() -> None:
     model = Net()
-    for wrapped in (nn.DataParallel(model), torch.compile(model), torch.compile(nn.DataParallel(model))):
+    for wrapped in (
+        nn.DataParallel(model),
+        torch.compile(model, backend="eager"),
+        torch.compile(nn.DataParallel(model), backend="eager"),
+    ):
         with untouched(model):
             result = sp.prune(wrapped, images())  # type: ignore[arg-type]
             small = sp.apply(result.plan, wrapped)  # type: ignore[arg-type]
@@ -1066,8 +1070,5 @@ ELSEWHERE: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 def test_another_default_device(name: str) -> None:
     """Where new tensors go says nothing about a model that is on the CPU."""
     model, x = Net(), images()
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         assert ELSEWHERE[name](model, x) is not None
-    finally:
-        torch.set_default_device(None)

@@ -204,7 +204,7 @@ def test_adafactor_keeps_rows_and_columns() -> None:
 
 def test_a_history_that_cannot_be_cut_is_refused_before_anything_is() -> None:
     model = net()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
     images, classes = batches(1)[0]
 
     def closure() -> Tensor:

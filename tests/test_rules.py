@@ -197,6 +197,11 @@ def places(model: Any) -> Tensor:
     return model.third[0, :4, :4, None, None]  # type: ignore[no-any-return]
 
 
+def differentiable(h: Tensor) -> Tensor:
+    """A value for `aminmax`, which has a derivative in later releases only."""
+    return h if torch.__version__ >= (2, 14) else h.detach()
+
+
 USES: dict[str, list[Use]] = {
     # contractions
     "linear": use(
@@ -710,7 +715,8 @@ USES: dict[str, list[Use]] = {
     "bucketize": use(0, lambda h, m, x: torch.bucketize(h, torch.tensor([-1.0, 0.0, 1.0], dtype=h.dtype))),
     # element by element
     **{
-        name: use(8, lambda h, m, x, name=name: getattr(F, name)(h)) for name in ("hardswish", "tanhshrink", "softsign")
+        name: use(8, lambda h, m, x, name=name: getattr(F, name)(h))
+        for name in ("leaky_relu", "hardswish", "tanhshrink", "softsign")
     },
     "log_sigmoid": use(8, lambda h, m, x: F.logsigmoid(h)),
     "isclose": use(8, lambda h, m, x: torch.where(torch.isclose(h, m.b(x)), h, m.b(x))),
@@ -781,7 +787,6 @@ USES: dict[str, list[Use]] = {
             "nanmean",
             "mode",
             "mean",
-            "aminmax",
             "sort",
             "argsort",
             "softmax",
@@ -794,6 +799,8 @@ USES: dict[str, list[Use]] = {
             "diff",
         )
     },
+    "aminmax": use(8, lambda h, m, x: differentiable(h).aminmax(dim=3))
+    + use(0, lambda h, m, x: differentiable(h).aminmax(dim=1)),
     "any": use(8, lambda h, m, x: (h > 0).any(3)) + use(0, lambda h, m, x: (h >= 0).any(1)),
     "all": use(8, lambda h, m, x: (h > 0).all(3)) + use(0, lambda h, m, x: (h > 0).all(1)),
     "count_nonzero": use(8, lambda h, m, x: (h > 0).count_nonzero(3), lambda h, m, x: (h > 0).count_nonzero(3, 2))

@@ -204,7 +204,8 @@ SPELLINGS: dict[str, list[Use]] = {
     + use(0, lambda h, m, x: torch.special.softmax(h, 1), lambda h, m, x: torch.special.logsumexp(h, 1)),
     "tensors where numbers are usual": use(
         8,
-        lambda h, m, x: F.max_pool2d(h, TWO),
+        lambda h, m, x: F.max_pool2d(h, (TWO, TWO)),
+        *([lambda h, m, x: F.max_pool2d(h, TWO)] if torch.__version__ >= (2, 11) else []),
         lambda h, m, x: h.flatten(TWO),
         lambda h, m, x: torch.addmm(m.vector, h.mean((2, 3)), m.third[0], beta=TWO * 1.0),
     )
@@ -212,7 +213,8 @@ SPELLINGS: dict[str, list[Use]] = {
         0,
         lambda h, m, x: torch.cat(torch.tensor_split(h, torch.tensor([1, 2]), dim=3), 3),
         lambda h, m, x: h.narrow(3, TWO, 2),
-        lambda h, m, x: h.roll(TWO, 3),
+        lambda h, m, x: h.roll((TWO,), 3),
+        *([lambda h, m, x: h.roll(TWO, 3)] if torch.__version__ >= (2, 11) else []),
         lambda h, m, x: h.select(3, TWO),
         lambda h, m, x: h.sum(TWO),
         lambda h, m, x: h.softmax(TWO),
