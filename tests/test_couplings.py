@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -283,6 +283,31 @@ class Scaled(Statistics):
 def test_the_parts_of_a_norm_lose_the_same_channels() -> None:
     plan = assert_exact(randomise(Scaled().double()), torch.randn(2, 3, 4, 4, dtype=torch.float64)).plan
     assert plan.kept["two.weight"] == plan.kept["two.running_mean"] == {0: plan.kept["a.weight"][0]}
+
+
+MEETINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the result of arange": lambda h: h * torch.arange(8)[:, None, None],
+    "the result of avg_pool3d": lambda h: F.local_response_norm(h, 3),
+    "the result of cumprod": lambda h: h * (h + 1).cumprod(1),
+    "the model's input": lambda h: h,
+}
+
+
+@pytest.mark.parametrize("what", MEETINGS)
+def test_what_was_moved_about_goes_by_what_it_was(what: str) -> None:
+    class Meeting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = MEETINGS[what](self.a(x))
+            if "input" in what:
+                h = h + x.mean(1, keepdim=True).expand(-1, 8, -1, -1)
+            return self.b(h)  # type: ignore[no-any-return]
+
+    reason = f"it meets {what}, whose size is fixed"
+    assert_kept(randomise(Meeting().double()), torch.randn(2, 3, 4, 4, dtype=torch.float64), "a.weight[0]", reason)
 
 
 class Interleaved(nn.Module):

@@ -122,8 +122,13 @@ class Site:
         return f"what is removed may not be zero after {source.meta['op']}{where}"
 
     def describe(self, value: Labels) -> str:
-        """Where an argument comes from, in words."""
+        """Where an argument comes from, in words: what it was before it was moved about, if that has labels no more."""
         node = self.node_of(value)
+        while node is not None and node.op == "call_function" and len(node.all_input_nodes) == 1:
+            before = self.values[node.all_input_nodes[0]]
+            if not isinstance(before, Labels) or before.coordinates:
+                break
+            (node,) = node.all_input_nodes
         if node is None or node.meta["op"] == "constant":
             return "a constant"
         if node.meta["op"] == "input":
