@@ -89,9 +89,6 @@ class Size(int):
     def __reduce__(self) -> tuple[type[int], tuple[int]]:  # copies and pickles are plain integers
         return int, (int.__int__(self),)
 
-    def __deepcopy__(self, memo: object) -> int:
-        return int.__int__(self)
-
     __hash__ = int.__hash__
 
 
@@ -110,9 +107,6 @@ class Constant(float):
 
     def __reduce__(self) -> tuple[type[float], tuple[float]]:  # copies and pickles are plain floats
         return float, (float.__float__(self),)
-
-    def __deepcopy__(self, memo: object) -> float:
-        return float.__float__(self)
 
     __hash__ = float.__hash__
 

@@ -977,6 +977,62 @@ USES: dict[str, list[Use]] = {
     "native_channel_shuffle": use(4, lambda h, m, x: [torch.native_channel_shuffle(h.detach(), 2), h]),
 }
 
+# More of what operations are used for, mostly along dimensions other than usual.
+MORE: dict[str, list[Use]] = {
+    "conv_transpose2d": use(
+        8, lambda h, m, x: F.conv_transpose2d(h.movedim(1, 0), m.square[:2, :5, None, None]).movedim(0, 1)
+    ),
+    "conv2d": use(8, lambda h, m, x: F.conv2d(h.movedim(1, 0), m.square[:5, :2, None, None]).movedim(0, 1)),
+    "im2col": use(8, lambda h, m, x: F.unfold(h.movedim(1, 0), 2).movedim(0, 1)),
+    "col2im": use(
+        8, lambda h, m, x: F.fold(h.movedim(1, 0), (4, 8), (1, 2), stride=(1, 2)).movedim(0, 1), example=SEQUENCE
+    ),
+    "pixel_shuffle": use(8, lambda h, m, x: F.pixel_shuffle(h.movedim(1, 0).repeat(1, 2, 1, 1), 2).movedim(0, 1)),
+    "pixel_unshuffle": use(
+        8,
+        lambda h, m, x: F.pixel_unshuffle(h.movedim(1, 0), 2).movedim(0, 1),
+        lambda h, m, x: F.pixel_unshuffle(h[0], 2)[None],
+    ),
+    "channel_shuffle": use(8, lambda h, m, x: F.channel_shuffle(h.movedim(1, 0), 2).movedim(0, 1)),
+    "glu": use(8, lambda h, m, x: F.glu(h.mean((2, 3))[:, :, None] * m.b(x).mean((2, 3))[:, None], 2)),
+    "bilinear": use(
+        8,
+        lambda h, m, x: F.bilinear(h[:, :, :2].flatten(2), h[:, :, 2:].flatten(2), m.third),
+        lambda h, m, x: F.bilinear(h.permute(0, 2, 3, 1), m.b(x).permute(0, 2, 3, 1), m.third, m.vector[:5]),
+    ),
+    "gather": use(8, lambda h, m, x: h.gather(dim=2, index=h.argsort(2))),
+    "ps_roi_align": use(0, lambda h, m, x: ops.ps_roi_align(x.repeat(1, 4, 1, 1), h[0, :, 0, :1] * 0 + BOXES[:1], 2)),
+    "roi_align": use(0, lambda h, m, x: ops.roi_align(x, h[0, :, 0, :1] * 0 + BOXES[:1], 2)),
+    "affine_grid": use(0, lambda h, m, x: F.affine_grid(h[0, :, :2, :3], [8, 1, 4, 4], False)),
+    "linalg_cross": use(8, lambda h, m, x: torch.linalg.cross(h[..., :3], h[..., 1:])),
+    "new": use(8, lambda h, m, x: h + h.data.new(h.shape).zero_(), lambda h, m, x: h + h.data.new(*h.shape).zero_())
+    + use(8, lambda h, m, x: h + h.data.new([0.5])),
+    "split": use(4, lambda h, m, x: sum(h.split(split_size=h.shape[1] // 2, dim=1)))
+    + use(8, lambda h, m, x: h.split(split_size=2, dim=2)),
+    "hstack": use(8, lambda h, m, x: torch.hstack([h.mean((0, 2, 3)), m.b(x).mean((0, 2, 3))])[None]),
+    "hsplit": use(
+        4,
+        lambda h, m, x: torch.stack(torch.hsplit(h.mean((0, 2, 3)), 2)),
+        lambda h, m, x: torch.hsplit(h.mean((2, 3)), 2),
+    ),
+    "mse_loss": use(8, lambda h, m, x: F.mse_loss(h, m.b(x), None, None, "none")),
+    "linalg_matrix_norm": use(
+        8,
+        lambda h, m, x: torch.linalg.matrix_norm(h.permute(0, 2, 3, 1), "fro", (2, 3)),
+    ),
+    "linalg_norm": use(8, lambda h, m, x: torch.linalg.norm(h, "fro", (1, 2))),
+    "batch_norm": use(
+        0, lambda h, m, x: F.batch_norm(h, m.vector * 0, m.vector.exp(), m.vector, m.vector.cos()).sum(1)
+    ),
+    "roll": use(0, lambda h, m, x: h.mean((2, 3)).roll(168)) + use(8, lambda h, m, x: h.mean((2, 3)).roll(h.shape[1])),
+    "scaled_dot_product_attention": use(
+        8, lambda h, m, x: F.scaled_dot_product_attention(x.flatten(2).mT, x.flatten(2).mT, h.flatten(2).mT).sum(-1)
+    ),
+    "deform_conv2d": use(8, lambda h, m, x: (ops.deform_conv2d(x, x[:, :2], m.a.weight, m.a.bias) + m.b(x)).sum(1)),
+}
+for _name, _more in MORE.items():
+    USES[_name] = USES.get(_name, []) + _more
+
 # Registered under a name that no public function reaches by itself, or that needs what a CPU does not have.
 RECURRENT = "recurrent layers are in test_sequences.py"
 ELSEWHERE = {
