@@ -23,7 +23,7 @@ from .rewriting import held
 from .rows import only_row, uneven_rows
 from .rules import Site, apply_rule
 from .rules.checks import Check, GuardCheck, Requirement, View, told_by
-from .rules.folds import held_folds
+from .rules.folds import held_folds, held_swaps
 from .rules.normalization import Fold, Swap
 from .rules.shaping import Reshaping
 from .rules.site import labels_in
@@ -88,6 +88,7 @@ class Space:
                         if coordinate.size > max(coordinate.shape):
                             self.grids.append((coordinate, node))
         self.norms = held_folds(self.norms, self.programs, self.modules, self.couplings)
+        self.norms = held_swaps(self.norms, self.programs, self.couplings)
         self._note_told(self.checks)
         known = len(self.checks)
         for guards in (self._watched, *(program.guards for program in self.programs)):

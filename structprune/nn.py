@@ -182,6 +182,9 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     )
 
 
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
+
+
 @functools.cache
 def _counting(channels: int) -> dict[int, Any]:
     """By id: what counts `channels` channels in place of PyTorch's norms, and of the modules that hold them."""

@@ -25,6 +25,7 @@ from .blanks import in_blank, large_stand_in, stand_in, together
 from .counting import STATISTICS
 from .frames import caller, is_part_of_a_name, source_line
 from .inventory import Inventory, distinct
+from .nn import NORMS
 from .nodes import Graph, Node
 from .ops import Operation, in_place, operation, python_body
 from .program import Program, Visit, tensors_in
@@ -42,7 +43,7 @@ _INDEXING = frozenset({"getitem", "setitem", "index_select", "take_along_dim", "
 _VALUED = frozenset({"nonzero", "unique", "masked_select", "bincount", "repeat_interleave", "isin"})
 
 # Operations for which it matters whose `forward` calls them.
-_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "batch_norm", *STATISTICS})
+_NORMS = frozenset({*NORMS, *STATISTICS})
 
 
 # Operations after which the memory of a tensor may be written without being seen.

@@ -408,6 +408,22 @@ def test_statistics_that_were_not_reached_are_not_made_to_count(height: int) -> 
     assert_kept(randomise(ByMode().double()), x, "a.weight[0]", "mean runs over it")
 
 
+class NormByMode(nn.Module):
+    """Layer norm over channels, and over columns in training."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.training:
+            return F.layer_norm(h, (h.shape[-1],))
+        return F.layer_norm(h.permute(0, 2, 3, 1), (h.shape[1],)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("width", [8, 10])
+def test_norms_that_another_call_reaches_are_not_made_to_count(width: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), NormByMode(), nn.Conv2d(8, 4, 3, padding=1))
+    x = torch.randn(2, 3, width, width, dtype=torch.float64)
+    assert_kept(randomise(model.double()), x, "0.weight[0]", "norms that only some of the traced calls reach")
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

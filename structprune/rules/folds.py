@@ -1,4 +1,8 @@
-"""Folds that hold: an RMS norm makes up for channels by its own weight and epsilon only if nothing else takes these."""
+"""Norms that hold for every call of a model.
+
+Folds: an RMS norm makes up for channels by its own weight and epsilon only if nothing else takes these.
+Swaps: all norms that a class calls will count channels, those too that only another call reaches.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from torch import nn
 
 from ..counting import uncounted
 from ..labels import Couplings
+from ..nn import NORMS
 from ..nodes import Node
 from ..program import Program, users_of_parameters
 from ..sizes import AttributeOf, Constant, leaves
 from .normalization import Fold, Swap
 
+BY_CALL = "its class calls norms that only some of the traced calls reach"
 WHY = "its RMS norm would need another weight or epsilon, which something else takes as well"
 
 
@@ -60,6 +66,25 @@ def held_folds(
             else:
                 couplings.fix(norm.labels, WHY, norm.takers[0])
     return found
+
+
+def held_swaps(norms: Sequence[Swap | Fold], programs: Sequence[Program], couplings: Couplings) -> list[Swap | Fold]:
+    """The norms without swaps of modules of which the programs reach different calls of norms: these labels stay."""
+    found: list[Swap | Fold] = []
+    for norm in norms:
+        counts = isinstance(norm, Swap) and norm.name == "norm"
+        reached = [calls for p in programs if (calls := _calls_of_norms(p, norm.path))] if counts else []
+        if all(calls.keys() == reached[0].keys() for calls in reached):
+            found.append(norm)
+        else:
+            couplings.fix(norm.labels, BY_CALL, next(iter(reached[0].values())))
+    return found
+
+
+def _calls_of_norms(program: Program, path: str) -> dict[tuple[Any, int], Node]:
+    """The calls of norms in the code of a module, by their places in it."""
+    nodes = [node for op in NORMS for node in program.graph.calls.get((op, path), ())]
+    return {(node.meta["code"], node.meta["at"]): node for node in nodes}
 
 
 def _hold(folds: Sequence[Fold], module: nn.Module, takers: _Takers) -> bool:
