@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection
 from functools import cache
 from types import CodeType
+from typing import NamedTuple
 
 import torch
 
@@ -76,9 +77,15 @@ def _owner(file: str) -> str:
     return "torch" if file.startswith((_TORCH, "<")) or file == contextlib.__file__ else "user"
 
 
-def caller() -> tuple[CodeType, int]:
-    """The code that called the operation, the first outside structprune and the dispatching parts of PyTorch, and which
-    of its instructions did."""
+class Caller(NamedTuple):
+    """A place that calls an operation: some code, and which of its instructions does."""
+
+    code: CodeType
+    instruction: int
+
+
+def caller() -> Caller:
+    """What called the operation: the first outside structprune and the dispatching parts of PyTorch."""
     frame = sys._getframe(2)
     while frame.f_back is not None:
         name = frame.f_code.co_filename
@@ -87,4 +94,4 @@ def caller() -> tuple[CodeType, int]:
         ):
             break
         frame = frame.f_back
-    return frame.f_code, frame.f_lasti
+    return Caller(frame.f_code, frame.f_lasti)

@@ -159,7 +159,9 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
     forward = kind.forward
     instead = _counting(channels)
     namespace = {key: instead.get(id(value), value) for key, value in forward.__globals__.items()}
-    namespace.pop("__name__", None)  # by which torch.compile, up to PyTorch 2.11, would find the module's own globals
+    namespace.pop(
+        "__name__", None
+    )  # by which torch.compile would find the module's own globals, in PyTorch 2.8 and 2.11
     own = types.FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
     own.__kwdefaults__, own.__module__ = forward.__kwdefaults__, forward.__module__
 

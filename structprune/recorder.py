@@ -226,7 +226,7 @@ class Recorder(TorchFunctionMode):
         path = self.stack[-1] if self.stack else ""
         meta.update(op=name, path=path, where=source_line())
         if name in _NORMS:
-            meta["code"], meta["at"] = caller()
+            meta["caller"] = caller()
         return self.program.graph.add("call_function", function, args, kwargs, inputs, meta)
 
     # -- values and nodes -------------------------------------------------------------------------------

@@ -198,8 +198,13 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
 def replace_tensors(model: nn.Module, sliced: Mapping[int, Tensor]) -> None:
     """Puts new tensors in the place of old ones (by `id`), wherever modules hold them."""
     for module in model.modules():
-        for name, value in vars(module).items():  # parameters and buffers are dicts; recurrent layers keep lists, too
-            vars(module)[name] = _replaced(value, sliced)
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for store in stores:
+            for name, value in store.items():
+                if isinstance(value, Tensor):
+                    store[name] = sliced.get(id(value), value)
+                elif type(value) in (list, tuple, dict):  # recurrent layers keep a list of their weights
+                    store[name] = _replaced(value, sliced)
 
 
 def _replaced(value: Any, sliced: Mapping[int, Tensor]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -316,6 +317,17 @@ def test_masks_of_a_model_that_cannot_be_copied() -> None:
     plan = sp.prune(net(), images()).plan
     with pytest.raises(sp.UnsupportedModelError, match="guard"):
         sp.mask(plan, randomise(Locked().double()))
+
+
+def test_modules_of_older_files_are_cut_in_place() -> None:
+    """They keep their parameters in ordered dicts."""
+    model = randomise(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double())
+    for module in model:
+        module._parameters, module._buffers = OrderedDict(module._parameters), OrderedDict(module._buffers)
+    rows = torch.randn(5, 4, dtype=torch.float64)
+    small = sp.prune(copy.deepcopy(model), rows, inplace=True).model
+    assert [tuple(p.shape) for p in small.parameters()] == [(4, 4), (4,), (4,), (4,), (3, 4), (3,)]
+    assert torch.equal(small(rows), sp.prune(model, rows).model(rows))
 
 
 def test_in_place_gives_the_same() -> None:

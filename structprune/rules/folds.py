@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..counting import uncounted
+from ..frames import Caller
 from ..labels import Couplings
 from ..nn import NORMS
 from ..nodes import Node
@@ -81,10 +82,10 @@ def held_swaps(norms: Sequence[Swap | Fold], programs: Sequence[Program], coupli
     return found
 
 
-def _calls_of_norms(program: Program, path: str) -> dict[tuple[Any, int], Node]:
+def _calls_of_norms(program: Program, path: str) -> dict[Caller, Node]:
     """The calls of norms in the code of a module, by their places in it."""
     nodes = [node for op in NORMS for node in program.graph.calls.get((op, path), ())]
-    return {(node.meta["code"], node.meta["at"]): node for node in nodes}
+    return {node.meta["caller"]: node for node in nodes}
 
 
 def _hold(folds: Sequence[Fold], module: nn.Module, takers: _Takers) -> bool:

@@ -145,7 +145,7 @@ class Site:
         calls = self.node.graph.calls.get((name, self.path), ())
         kinds = (type(module), *extended(type(module)))
         known = {kind.forward.__code__ for kind in kinds if names_norm(kind, name)}
-        alike = all(n.meta["code"] in known for n in calls)
+        alike = all(n.meta["caller"].code in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"][dim:][:1] for n in calls}) == 1
 
     def attribute_holding(self, value: Any) -> str:

@@ -63,16 +63,18 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     if known is None or "forward" in vars(module) or len(nodes) % len(known):
         return None
     rounds = len(nodes) // len(known)
-    told = all(n.meta["code"] in codes(type(module)) for n in nodes)
-    calls = [(n.meta["code"], n.meta["at"]) for n in nodes]
+    told = all(n.meta["caller"].code in codes(type(module)) for n in nodes)
+    calls = [n.meta["caller"] for n in nodes]
     if not told or len(set(calls)) != len(known) or calls != calls[: len(known)] * rounds:
         return None  # what was not reached would count channels, too
     if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
         return None  # what a name stands for changes between the lines
     if [_centred(n) for n in nodes] != list(known) * rounds:
         return None
-    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes if not isinstance(_dim(n), bool)]
-    if len(over) < len(nodes) or any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
+    if any(isinstance(_dim(n), bool) for n in nodes):
+        return None  # the subclass would take it for a dimension
+    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]
+    if any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
         return None
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
@@ -88,7 +90,7 @@ def _dims(node: Node) -> list[int]:
 
 
 def _dim(node: Node) -> Any:
-    """What a statistic was told to run over; `x.var(False)` is told something else there."""
+    """What a statistic was told in the place of a dimension; of `x.var(False)` it is no dimension."""
     return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
 
 
