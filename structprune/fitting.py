@@ -13,7 +13,8 @@ from .errors import ArgumentTypeError, PlanError
 from .inventory import Inventory
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
-from .rewriting import NUMBERS, REWRITE, held, rewritten
+from .rewriting import REWRITE, held, rewritten
+from .sizes import NUMBERS
 from .swaps import BIAS, NORM, known_swaps, takes
 
 

@@ -1,8 +1,10 @@
 """Rewriting: a class whose `forward` has sizes written into it becomes a subclass that reads them from an attribute.
 
 `x.view(-1, 512)` becomes `x.view(-1, self.code_sizes[0])`, and nothing else changes: control flow, training mode and
-batch sizes are the user's own. The numbers are attributes like any other then, so that analysis follows them and
-surgery sets them. What cannot be rewritten stays as it is, and keeps its sizes.
+batch sizes are the user's own. A width that is read from one value and given to another, `y.reshape(b, n, x.shape[2])`,
+becomes `x.shape[2] + self.code_sizes[1]`, which is 0 until one of them shrinks more than the other. The numbers are
+attributes like any other then, so that analysis follows them and surgery sets them. What cannot be rewritten stays as
+it is, and keeps its sizes.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import ast
 import functools
 import inspect
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from .errors import ArgumentError
 from .nn import refuse_script
+from .sizes import NUMBERS
 from .source import CannotRewriteError, Rewriter, methods_of, names_in, recompiled
 
 RIGID = ("keep", "rewrite")
-NUMBERS = "code_sizes"
 REWRITE = "rewrite"
 
 _IN_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "var", "std", "var_mean", "std_mean", "rsqrt"})
@@ -97,18 +100,35 @@ def _rebuild(kind: type[nn.Module]) -> nn.Module:
 
 
 class _Hoist(Rewriter, ast.NodeTransformer):
-    """Puts `self.code_sizes[i]` in place of each number from two on."""
+    """Puts `self.code_sizes[i]` in place of each number from two on, and adds it to widths that a reshape is given."""
 
     def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
+        self.widths: set[str] = set()
+
+    def enter(self, method: ast.FunctionDef) -> None:
+        self.widths = _widths(method)
+
+    def _number(self, value: int) -> ast.expr:
+        self.numbers.append(value)
+        attribute = ast.Attribute(ast.Name(self.owner, ast.Load()), NUMBERS, ast.Load())
+        return ast.Subscript(attribute, ast.Constant(len(self.numbers) - 1), ast.Load())
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if type(node.value) is not int or node.value < 2:
             return node
-        self.numbers.append(node.value)
-        attribute = ast.Attribute(ast.Name(self.owner, ast.Load()), NUMBERS, ast.Load())
-        index = ast.Constant(len(self.numbers) - 1)
-        return ast.copy_location(ast.Subscript(attribute, index, ast.Load()), node)
+        return ast.copy_location(self._number(node.value), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """x.view(b, c) with a c that was read from a shape"""
+        reshapes = isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "reshape")
+        lists = [a.elts for a in node.args if isinstance(a, ast.Tuple | ast.List)]
+        given = [(sizes, i) for sizes in (node.args, *lists) for i in range(len(sizes)) if reshapes]
+        widths = [(sizes, i) for sizes, i in given if _is_width(sizes[i], self.widths)]
+        self.generic_visit(node)
+        for sizes, i in widths:
+            sizes[i] = ast.copy_location(ast.BinOp(sizes[i], ast.Add(), self._number(0)), sizes[i])
+        return node
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         """-2 counts dimensions from the end."""
@@ -131,3 +151,37 @@ class _Hoist(Rewriter, ast.NodeTransformer):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.value = self.visit(node.value) if node.value is not None else None
         return node
+
+
+def _widths(method: ast.FunctionDef) -> set[str]:
+    """The names in a method that stand for nothing but sizes of a value: b, n, c = x.shape"""
+    stored = [n.id for n in ast.walk(method) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
+    stored += [n.arg for n in ast.walk(method) if isinstance(n, ast.arg)]
+    read: list[str] = []
+    for node in ast.walk(method):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Name) and _is_width(node.value, frozenset()):  # type: ignore[attr-defined]
+                read.append(target.id)
+            elif isinstance(target, ast.Tuple) and _is_shape(node.value):  # type: ignore[attr-defined]
+                read += [element.id for element in target.elts if isinstance(element, ast.Name)]
+    return {name for name in read if read.count(name) == stored.count(name)}
+
+
+def _is_width(node: ast.expr, names: Collection[str]) -> bool:
+    """x.shape[1], x.size(1), one of the names, or arithmetic with one of these"""
+    if isinstance(node, ast.BinOp):
+        return _is_width(node.left, names) or _is_width(node.right, names)
+    if isinstance(node, ast.Subscript):
+        return not isinstance(node.slice, ast.Slice) and _is_shape(node.value)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and len(node.args) == 1
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def _is_shape(node: ast.expr) -> bool:
+    """x.shape, x.size(), or several of their numbers: x.shape[-2:]"""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Slice) and _is_shape(node.value)
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and not node.args
+    return isinstance(node, ast.Attribute) and node.attr == "shape"

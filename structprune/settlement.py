@@ -11,9 +11,10 @@ from .counting import COUNTED
 from .graph import ChannelGraph
 from .labels import IntArray
 from .plan import Kept, PruningPlan
-from .rewriting import NUMBERS, REWRITE, held, rewritten
+from .rewriting import REWRITE, held, rewritten
 from .rules.checks import View
 from .rules.normalization import Fold, Swap
+from .sizes import NUMBERS
 from .swaps import NORM, swap_for
 
 

@@ -237,6 +237,7 @@ def arithmetic_watched() -> Iterator[None]:
             setattr(math, name, function)
 
 
+NUMBERS = "code_sizes"  # the attribute of a class that was rewritten (see `structprune.rewriting`)
 _REMEMBERED = frozenset({int, float, tuple, list})
 
 
@@ -249,7 +250,7 @@ def remember_attributes(path: str, state: dict[str, Any], shapes: bool, seen: se
             state[key] = Size(value, AttributeOf(path, key))
         elif kind is float:
             state[key] = Constant(value, AttributeOf(path, key), seen)
-        elif shapes and 0 < len(value) <= 16 and all(type(n) is int for n in value):
+        elif shapes and (0 < len(value) <= 16 or key == NUMBERS) and all(type(n) is int for n in value):
             state[key] = kind(Size(n, AttributeOf(path, key, i)) for i, n in enumerate(value))
 
 

@@ -54,6 +54,9 @@ class Rewriter(ast.NodeTransformer):
     owner = ""
     scope: Mapping[str, Any] = MappingProxyType({})
 
+    def enter(self, method: ast.FunctionDef) -> None:
+        """Looks at a method before anything in it is changed."""
+
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.ClassDef | ast.Match | ast.Global | ast.Nonlocal):
             raise CannotRewriteError
@@ -82,6 +85,7 @@ def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> Function
     if not arguments:
         raise CannotRewriteError
     rewriter.owner, rewriter.scope = arguments[0].arg, method.__globals__
+    rewriter.enter(definition)
     definition.body = [rewriter.visit(statement) for statement in definition.body]
     definition.args.defaults = [ast.Constant(None) for _ in definition.args.defaults]
     definition.args.kw_defaults = [d and ast.Constant(None) for d in definition.args.kw_defaults]

@@ -137,6 +137,69 @@ class PositionOnly(Flattened):
         return self.b(nn.functional.adaptive_avg_pool2d(self.a(x).relu(), 4).view(-1, 128))
 
 
+class Joined(nn.Module):
+    """reshape(b, n, c): heads are split and joined by the width of what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = 4, nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1)
+        return x + self.out((weights @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class JoinedOtherwise(Joined):
+    """Sizes of a third of the width of all, in lists, read by `size`, computed before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        c, rows = qkv.shape[-1] // 3, x.size(1)
+        depth = x.size(-1) // self.heads
+        q, k, v = qkv.view([x.shape[0], rows, 3, self.heads, depth]).permute(2, 0, 3, 1, 4)
+        h = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2)
+        return x + self.out(torch.reshape(h, (x.size(0), rows, x.shape[2]))) + self.out(h.reshape(-1, rows, c))
+
+
+class Renamed(Joined):
+    """Names of sizes that stand for something else as well are left alone."""
+
+    def split(self, x: Tensor, n: Any, c: Any) -> Tensor:
+        return torch.reshape(x, (*n, 3, self.heads, c // self.heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2], x.shape[2]
+        q, k, v = self.split(self.qkv(x), n, c).permute(2, 0, 3, 1, 4)
+        shape = x.shape[2]
+        shape = (*x.shape[:2], shape)
+        return x + self.out(torch.reshape((q @ k.transpose(-2, -1) / 8 @ v).transpose(1, 2), shape))
+
+
+class ManyNumbers(nn.Module):
+    """More numbers than tuples are looked through for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
+        return self.b(self.a(x * scales[1]).reshape(-1, 12))
+
+
+class Stream(nn.Module):
+    """Heads that are joined by the width of a stream which shrinks, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.b, self.head = nn.Linear(16, 16), Joined(), JoinedOtherwise(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(self.embed(x))))
+
+
 CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
     "view of everything": (Flattened, IMAGES, "0.a"),
     "view by heads": (Heads, ROWS, "0.q"),
@@ -146,6 +209,9 @@ CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
     "two modes": (Modes, ROWS, "0.a"),
     "positions only": (PositionOnly, IMAGES, "0.a"),
     "super, defaults, a lambda": (Child, ROWS, "0.a"),
+    "a width that is read": (Joined, ROWS, "0.qkv"),
+    "many numbers": (ManyNumbers, ROWS, "0.a"),
+    "widths in other words": (JoinedOtherwise, ROWS, "0.qkv"),
 }
 
 
@@ -329,3 +395,24 @@ def test_another_word_is_refused(rigid: Any) -> None:
 def test_nothing_to_gain() -> None:
     assert rewritten(nn.Conv2d) is None
     assert rewritten(nn.Sequential) is None
+
+
+def test_heads_and_the_stream_that_they_are_joined_by(tmp_path: Path) -> None:
+    """Both shrink, each by its own ranking: what is added to a width is their difference."""
+    model = randomise(Stream().double())
+    result = assert_rewritten(model, ROWS, ratios={"a.qkv": 0.25, "b.qkv": 0.75})
+    small: Any = result.model
+    assert (small.embed.out_features, small.a.qkv.out_features, small.b.qkv.out_features) == (8, 36, 12)
+    assert small.a.code_sizes[-1] == 4  # 8 + 4 of what heads make
+    assert small.b.code_sizes[-1] == -4
+    sp.save(result, tmp_path / "out")
+    wider = torch.randn(2, 9, 16, dtype=torch.float64)
+    masked = masked_original(model, result.plan)
+    for again in (small, sp.load(tmp_path / "out", model)):
+        torch.testing.assert_close(again(wider), masked(wider), rtol=1e-12, atol=1e-12)
+
+
+def test_names_that_are_more_than_a_width_are_left_alone() -> None:
+    model = randomise(Renamed().double())
+    with pytest.raises(sp.NothingToPruneError, match="commute"):
+        sp.prune(model, ROWS, rigid="rewrite")
