@@ -79,8 +79,11 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
     calls = calls_of(example_inputs)
     check_placement(parts, calls)
     with paused():
-        programs = traced(parts, calls, {**(rewrites(parts.model) if rewrite else {}), **stand_ins()})
-        return ChannelGraph(parts, solved(parts, programs, stock), calls[0])
+        space = solved(parts, traced(parts, calls, stand_ins()), stock)
+        if rewrite:  # a class has one substitute: where there are norms, it is theirs
+            classes = rewrites(parts.model, {norm.path for norm in space.norms})
+            space = solved(parts, traced(parts, calls, {**classes, **stand_ins()}), stock)
+        return ChannelGraph(parts, space, calls[0])
 
 
 def prune(

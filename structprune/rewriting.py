@@ -13,7 +13,7 @@ import ast
 import functools
 import inspect
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -76,9 +76,12 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
     return type("Rewritten" + kind.__name__, (kind,), members)
 
 
-def rewrites(model: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:
-    """Every class in a model that can be rewritten, and what becomes of it."""
-    kinds = {type(module) for module in model.modules()} - {type(m) for m in model.modules() if hasattr(m, NUMBERS)}
+def rewrites(model: nn.Module, norms: Iterable[str]) -> dict[type[nn.Module], type[nn.Module]]:
+    """Every class in a model that can be rewritten, and what becomes of it; those of `norms`, which are modules that
+    have a substitute, keep theirs."""
+    modules = dict(model.named_modules())
+    kinds = set(map(type, modules.values())) - {type(m) for m in modules.values() if hasattr(m, NUMBERS)}
+    kinds -= {type(modules[path]) for path in norms}
     return {kind: made for kind in kinds if (made := rewritten(kind)) is not None}
 
 
@@ -168,9 +171,9 @@ def _widths(method: ast.FunctionDef) -> set[str]:
 
 
 def _is_width(node: ast.expr, names: Collection[str]) -> bool:
-    """x.shape[1], x.size(1), one of the names, or arithmetic with one of these"""
+    """x.shape[1], x.size(1), one of the names, or a part of one: c // heads, but no product, as with a batch size"""
     if isinstance(node, ast.BinOp):
-        return _is_width(node.left, names) or _is_width(node.right, names)
+        return isinstance(node.op, ast.FloorDiv | ast.Sub) and _is_width(node.left, names)
     if isinstance(node, ast.Subscript):
         return not isinstance(node.slice, ast.Slice) and _is_shape(node.value)
     if isinstance(node, ast.Call):

@@ -189,6 +189,35 @@ class ManyNumbers(nn.Module):
         return self.b(self.a(x * scales[1]).reshape(-1, 12))
 
 
+class Folded(nn.Module):
+    """Heads in the batch: a size that depends on how large the batch is cannot be put right by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.depth, self.qkv, self.out = 4, 8, nn.Linear(16, 96), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        many = b * self.heads
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k = (a.reshape(b, n, self.heads, 8).transpose(1, 2).reshape(b * self.heads, n, 8) for a in (q, k))
+        v = v.reshape(b, n, self.heads, 8).transpose(1, 2).reshape(many, n, 8)
+        h = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(h.reshape(b, self.heads, n, 8).transpose(1, 2).reshape(b, n, 32))
+
+
+class Response(nn.Module):
+    """A norm by hand with a number in its code: it keeps its substitute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=1, keepdim=True)
+        return x + self.gain * (x * (size / (size.mean(-1, keepdim=True) + 1e-6)))
+
+
 class Stream(nn.Module):
     """Heads that are joined by the width of a stream which shrinks, too."""
 
@@ -210,6 +239,7 @@ CASES: dict[str, tuple[type[nn.Module], Tensor, str]] = {
     "positions only": (PositionOnly, IMAGES, "0.a"),
     "super, defaults, a lambda": (Child, ROWS, "0.a"),
     "a width that is read": (Joined, ROWS, "0.qkv"),
+    "heads in the batch": (Folded, ROWS, "0.qkv"),
     "many numbers": (ManyNumbers, ROWS, "0.a"),
     "widths in other words": (JoinedOtherwise, ROWS, "0.qkv"),
 }
@@ -416,3 +446,10 @@ def test_names_that_are_more_than_a_width_are_left_alone() -> None:
     model = randomise(Renamed().double())
     with pytest.raises(sp.NothingToPruneError, match="commute"):
         sp.prune(model, ROWS, rigid="rewrite")
+
+
+def test_norms_keep_their_substitutes() -> None:
+    """A class that is rewritten could not be one that counts channels."""
+    model = randomise(nn.Sequential(nn.Linear(16, 12), Response(), nn.Linear(12, 3)).double())
+    plan = assert_exact(model, ROWS, rigid="rewrite").plan
+    assert plan.swaps == {"1": ("counted", 12)}
