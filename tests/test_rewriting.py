@@ -194,16 +194,15 @@ class Folded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads, self.depth, self.qkv, self.out = 4, 8, nn.Linear(16, 96), nn.Linear(32, 5)
+        self.heads, self.qkv, self.out = 4, nn.Conv1d(7, 96, 1), nn.Conv1d(32, 7, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
+        b, _, n = x.shape
         many = b * self.heads
-        q, k, v = self.qkv(x).chunk(3, -1)
-        q, k = (a.reshape(b, n, self.heads, 8).transpose(1, 2).reshape(b * self.heads, n, 8) for a in (q, k))
-        v = v.reshape(b, n, self.heads, 8).transpose(1, 2).reshape(many, n, 8)
-        h = (q @ k.transpose(-2, -1)).softmax(-1) @ v
-        return self.out(h.reshape(b, self.heads, n, 8).transpose(1, 2).reshape(b, n, 32))
+        q, k, v = self.qkv(x).chunk(3, 1)
+        q, k, v = q.reshape(b * self.heads, 8, n), k.reshape(many, 8, n), v.reshape(many, 8, -1)
+        h = v @ (q.transpose(-2, -1) @ k).softmax(-1)
+        return self.out(h.reshape(b, 32, n))
 
 
 class Response(nn.Module):
