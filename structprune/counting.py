@@ -1,9 +1,10 @@
-"""Norms written out by hand: a subclass whose means and variances count the original channels.
+"""Norms written out by hand: a subclass whose means, variances and extremes count the original channels.
 
 `u = x.mean(1, keepdim=True); s = (x - u).pow(2).mean(1, keepdim=True)` runs over channels. Those that went were zero
 in the masked original, and `x - u` was `-u` there. The subclass, made from the source, has `self.counted_mean(x, 1,
 keepdim=True)` and `self.counted_mean((x - u).pow(2), 1, keepdim=True, ghost=(u) ** 2)` in their place: ordinary
-arithmetic, which compiles, exports and trains.
+arithmetic, which compiles, exports and trains. The largest of the channels, of which spatial attention makes a map, is
+at least zero then.
 """
 
 from __future__ import annotations
@@ -13,16 +14,25 @@ import copy
 import functools
 import inspect
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .nn import refuse_script, widened
+from .ops import NUMPY
 from .source import CannotRewriteError, Rewriter, methods_of, recompiled
 
 COUNTED = "counted"
-STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
+EXTREMES = ("max", "min")  # along a dimension; of two values they are no statistics
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", *EXTREMES)
+
+
+class Extreme(NamedTuple):
+    """What `max` and `min` along a dimension return; which of the channels it was is not known of those that went."""
+
+    values: Tensor
+    indices: Tensor
 
 
 class _Statistics:
@@ -60,6 +70,21 @@ class _Statistics:
     def counted_std_mean(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         variance, mean = self.counted_var_mean(*args, **kwargs)
         return variance.sqrt(), mean
+
+    def counted_amax(self, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The largest, where the channels that went are zero."""
+        return self.counted_max(input, _only(dim), keepdim).values
+
+    def counted_amin(self, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        return self.counted_min(input, _only(dim), keepdim).values
+
+    def counted_max(self, input: Tensor, dim: int, keepdim: bool = False) -> Extreme:
+        values, indices = input.max(dim, keepdim=keepdim)
+        return Extreme(values.clamp(min=0) if input.shape[dim] < self.counted_channels else values, indices)
+
+    def counted_min(self, input: Tensor, dim: int, keepdim: bool = False) -> Extreme:
+        values, indices = input.min(dim, keepdim=keepdim)
+        return Extreme(values.clamp(max=0) if input.shape[dim] < self.counted_channels else values, indices)
 
 
 def _only(dim: Any) -> Any:
@@ -160,11 +185,14 @@ class _Count(Rewriter, ast.NodeTransformer):
         function = node.func
         if not isinstance(function, ast.Attribute) or function.attr not in STATISTICS:
             return self.generic_visit(node)
-        if {k.arg for k in node.keywords} - {"dim", "keepdim", "unbiased", "correction"}:
+        if function.attr in EXTREMES and not _along(node):
+            return self.generic_visit(node)
+        named = {NUMPY.get(k.arg or "", k.arg): k.value for k in node.keywords}
+        if named.keys() - {"dim", "keepdim", "unbiased", "correction"}:
             raise CannotRewriteError
         input, *args = node.args if self._of_torch(function) else [function.value, *node.args]
         subtracted = self._subtracted(input) if function.attr == "mean" else None
-        keywords = [ast.keyword(k.arg, self.visit(k.value)) for k in node.keywords]
+        keywords = [ast.keyword(key, self.visit(value)) for key, value in named.items()]
         inner = self.visit(input)
         self.found.append(subtracted is not None)
         if subtracted is not None:
@@ -214,6 +242,13 @@ def _reads(expression: ast.expr, name: str) -> bool:
     if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Sub):
         expression = expression.right
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(expression))
+
+
+def _along(node: ast.Call) -> bool:
+    """Whether this is `x.max(1)`, not `torch.max(x, y)` or `x.max()`."""
+    places = [a.operand if isinstance(a, ast.UnaryOp) else a for a in node.args[:2]]
+    written = any(isinstance(a, ast.Constant) and type(a.value) is int for a in places)
+    return written or any(k.arg in ("dim", "axis") for k in node.keywords)
 
 
 def _is_two(expression: ast.expr) -> bool:

@@ -187,7 +187,7 @@ def _dims(node: Node, source: Node, family: str) -> Sequence[int]:
         return range(rank)
     if op in ("layer_norm", "rms_norm"):
         return range(rank - len(node.args[1]), rank) if len(node.args) > 1 else range(rank)  # type: ignore[arg-type]
-    if family != "reduction" and op != "mean":
+    if family not in ("reduction", "written"):
         return range(rank)
     at, usual = (2 if op in _DIM_IS_THIRD else 1), (-1 if op in ("topk", "kthvalue") else None)
     dim = node.kwargs.get("dim", node.args[at] if len(node.args) > at else usual)

@@ -168,7 +168,7 @@ def _never_overridden(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What NumPy calls arguments, which PyTorch understands, too.
-_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 
 # Operations with arguments of their own by such names.
 _NAMED_SO = frozenset(
@@ -199,8 +199,8 @@ _USUAL = (("input",), ("other", "mat2"))
 
 def in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments by their own names, with operands that were passed by keyword in their places."""
-    if not _NUMPY.keys().isdisjoint(kwargs) and name not in _NAMED_SO:
-        kwargs = {_NUMPY.get(key, key): value for key, value in kwargs.items()}
+    if not NUMPY.keys().isdisjoint(kwargs) and name not in _NAMED_SO:
+        kwargs = {NUMPY.get(key, key): value for key, value in kwargs.items()}
     if name in _INPUT_LATER:
         return args, kwargs
     for place, names in enumerate(_OPERANDS.get(name, _USUAL)):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .counting import STATISTICS
+from .counting import EXTREMES, STATISTICS
 from .errors import ArgumentError
 from .inventory import modules_of
-from .ops import operation
+from .ops import in_place, operation
 from .plan import PruningPlan
 
 NORMS = ("exact", "stock")
@@ -59,11 +59,12 @@ class _KeptOnly(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         name = operation(function).name
+        args, kwargs = in_place(name, args, kwargs or {})
         if name in _DIMS and args[0].shape[_DIMS[name]] == self.channels:
             return self.normed(function, _DIMS[name], *args, **kwargs)
-        if name in STATISTICS and len(args[0].shape) and self.channels in args[0].shape:
+        along = name not in EXTREMES or "dim" in kwargs or isinstance((*args, None)[1], int)
+        if name in STATISTICS and along and len(args[0].shape) and self.channels in args[0].shape:
             return function(self.selected(args[0]), *args[1:], **kwargs)
         return function(*args, **kwargs)
 

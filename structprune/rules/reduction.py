@@ -35,13 +35,11 @@ def reduce(site: Site, input: Labels, dims: Sequence[int], why: str) -> Any:
 
 
 @rule(
-    "sum", "prod", "amax", "amin", "max", "min", "logsumexp", "any", "all",
+    "sum", "prod", "logsumexp", "any", "all",
     "argmax", "argmin", "median", "nanmedian", "nanmean", "nansum", "count_nonzero", "mode", "aminmax",
 )  # fmt: skip
 def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """sum(x), sum(x, dim), x.max(dim); max(x, y) is element by element."""
-    if isinstance(dim, Labels) and site.name in ("max", "min"):
-        return site.broadcast([input, dim], site.shape)
+    """sum(x), sum(x, dim), x.argmax(dim)"""
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
     zero = site.name in ("sum", "nansum") and site.zero(input)

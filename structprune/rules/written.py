@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..counting import COUNTED, STATISTICS, codes, ghosts
+from ..counting import COUNTED, EXTREMES, STATISTICS, codes, ghosts
 from ..labels import IntArray, Labels, varying
 from ..nodes import Node
 from .normalization import Fold, Swap, foldable
@@ -45,6 +45,26 @@ def spread(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any
     return reduce(site, input, dims, f"{site.name} runs over it")
 
 
+@rule("max", "min", "amax", "amin")
+def extreme(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Over channels only in a class that can be made to look at a zero besides; max(x, y) is element by element."""
+    if isinstance(dim, Labels):
+        return site.broadcast([input, dim], site.shape)
+    dims = dims_of(input, dim)
+    labels = _single(input, dims)
+    swap = _counted(site, labels, dims[0]) if labels is not None and not _places_read(site.node) else None
+    if swap is not None:
+        site.norms.append(swap)
+        return sum_zeros(site, input, dims)
+    return reduce(site, input, dims, f"{site.name} runs over it")
+
+
+def _places_read(node: Node) -> bool:
+    """Whether anything looks at where the extremes are."""
+    items = [user for user in node.users if user.meta["op"] == "item" and not user.meta["unread"]]
+    return any(not user.meta["dtype"].is_floating_point for user in items)
+
+
 def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
     """The labels of the one dimension that statistics run over, if they vary along nothing else."""
     labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
@@ -58,7 +78,7 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     """
     module = site.modules[site.path]
     known = ghosts(type(module))
-    nodes = [n for op in STATISTICS for n in site.node.graph.calls.get((op, site.path), ())]
+    nodes = [n for op in STATISTICS for n in site.node.graph.calls.get((op, site.path), ()) if _is_statistic(n)]
     nodes.sort(key=lambda n: n.place)
     if known is None or "forward" in vars(module) or len(nodes) % len(known):
         return None
@@ -82,6 +102,11 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     if not reads_zero(source, site.node, site.values, site.zeros):
         return None
     return Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels)
+
+
+def _is_statistic(node: Node) -> bool:
+    """Whether an operation of that name runs along dimensions: `max(x, y)` and `x.max()` do not."""
+    return node.meta["op"] not in EXTREMES or type(_dim(node)) not in (type(None), Node)
 
 
 def _dims(node: Node) -> list[int]:
