@@ -171,9 +171,9 @@ def _widths(method: ast.FunctionDef) -> set[str]:
 
 
 def _is_width(node: ast.expr, names: Collection[str]) -> bool:
-    """x.shape[1], x.size(1), one of the names, or a part of one: c // heads, but no product, as with a batch size"""
+    """x.shape[1], x.size(1), one of the names, or arithmetic with one of these"""
     if isinstance(node, ast.BinOp):
-        return isinstance(node.op, ast.FloorDiv | ast.Sub) and _is_width(node.left, names)
+        return _is_width(node.left, names) or _is_width(node.right, names)
     if isinstance(node, ast.Subscript):
         return not isinstance(node.slice, ast.Slice) and _is_shape(node.value)
     if isinstance(node, ast.Call):

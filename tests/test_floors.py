@@ -24,10 +24,11 @@ FLOORS = """
     scalars rows schedules specs steady trials
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
-    composition costing diagram differences fresh samples rules.attention rules.contraction rules.joining rules.matrices rules.movement \
+    composition costing diagram differences fresh samples rules.attention rules.contraction rules.following rules.joining rules.matrices \
     rules.normalization rules.pointwise rules.reduction recorder rounding
-    constant_rules mermaid plan rules.folds rules.spatial trace rules.indexing rules.recurrent rules.shaping rules.written
-    constants fitting html rules siblings stock
+    constant_rules mermaid plan rules.folds rules.movement rules.spatial trace rules.recurrent rules.written
+    constants fitting html rules.indexing rules.shaping siblings stock
+    rules
     analysis mask modes roles surgery
     explanation groups inflate kinds optimizers storage verify
     commands.common export graph progress report

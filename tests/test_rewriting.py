@@ -441,6 +441,31 @@ def test_heads_and_the_stream_that_they_are_joined_by(tmp_path: Path) -> None:
         torch.testing.assert_close(again(wider), masked(wider), rtol=1e-12, atol=1e-12)
 
 
+class Outlook(nn.Module):
+    """Windows of values, weighted and put back: Yuan et al., VOLO, 2021. Their size is a product with the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.kernel = 4, 3
+        self.v, self.a, self.out = nn.Linear(16, 16), nn.Linear(16, 324), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        v = nn.functional.unfold(self.v(x).permute(0, 3, 1, 2), self.kernel, padding=1)
+        v = v.reshape(b, self.heads, c // self.heads, self.kernel * self.kernel, h * w).permute(0, 1, 4, 3, 2)
+        a = self.a(x).reshape(b, h * w, self.heads, self.kernel * self.kernel, -1).permute(0, 2, 1, 3, 4)
+        y = (a.softmax(-1) @ v).permute(0, 1, 4, 3, 2).reshape(b, c * self.kernel * self.kernel, h * w)
+        return x + self.out(nn.functional.fold(y, (h, w), self.kernel, padding=1).permute(0, 2, 3, 1))
+
+
+def test_products_with_a_width_that_shrinks() -> None:
+    model = randomise(nn.Sequential(nn.Linear(3, 16), Outlook(), nn.Linear(16, 4)).double())
+    images = torch.randn(2, 5, 6, 3, dtype=torch.float64)
+    small: Any = assert_rewritten(model, images, ratios={"1.v": 0.25}).model
+    assert (small[0].out_features, small[1].v.out_features, small[1].kernel) == (8, 12, 3)
+    assert assert_exact(model, images).model[0].out_features == 8
+
+
 def test_names_that_are_more_than_a_width_are_left_alone() -> None:
     model = randomise(Renamed().double())
     with pytest.raises(sp.NothingToPruneError, match="commute"):

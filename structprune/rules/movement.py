@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 
 from ..labels import IntArray, Labels, NotANumberError, compress, place, varying
-from ..sizes import AttributeOf, Computed, Size
-from .checks import Movement, Requirement
+from ..sizes import Size
+from .checks import Movement
+from .following import as_many_as, follow
 from .site import Site, labels_in, rule
 
 EMPTY = "the traced call had no elements there"
@@ -202,49 +202,6 @@ def _couple_parts(site: Site, input: Labels, dim: int) -> None:
         site.couple(grid, grid[..., :1, :])
 
 
-def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
-    """An attribute that is the size of a dimension follows it, and so does one that the size is computed from."""
-    labels = [c for c in value.coordinates if dim in varying(c)]
-    attribute, inverse, other = _solved(size)
-    if labels and attribute is not None:
-        site.followed.add(id(size))
-        expected = lambda view: inverse(view.shape(value)[dim], view.evaluate(other))  # noqa: E731
-        site.checks.append(Requirement(site.node, attribute, expected, labels, _both(attribute)))
-
-
-def _both(attribute: Size) -> str:
-    origin: Any = attribute.origin
-    return f"{origin.module}.{origin.name} cannot be both the old size and the new one"
-
-
-_INVERSES: dict[Any, Callable[[int, int], int]] = {
-    operator.floordiv: operator.mul,
-    operator.mul: lambda product, other: product // other if other else 0,
-    operator.sub: operator.add,
-    operator.add: operator.sub,
-}
-_SYMMETRIC = (operator.mul, operator.add)
-
-
-def _solved(size: Size) -> tuple[Size | None, Callable[[int, int], int], int]:
-    """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, `batch * self.heads`, and
-    what gives it back, with the other number, once the result is known."""
-    attribute: Any
-    if isinstance(size.origin, Computed) and size.origin.function in _INVERSES:
-        attribute, other = size.origin.operands
-        if size.origin.function in _SYMMETRIC and not (_is_attribute(attribute) and int.__int__(attribute) > 1):
-            attribute, other = other, attribute
-        inverse = _INVERSES[size.origin.function]
-        whole = inverse(int.__int__(size), int.__int__(other)) == attribute  # no remainder was lost
-    else:
-        attribute, inverse, other, whole = size, operator.add, 0, True
-    return (attribute if whole and _is_attribute(attribute) else None), inverse, other
-
-
-def _is_attribute(size: Any) -> bool:
-    return isinstance(size, Size) and isinstance(size.origin, AttributeOf)
-
-
 def _adapts(site: Site, sizes: Any) -> bool:
     """`chunk(n)` follows the input; `split(32)` with a written 32 does not."""
     return "chunk" in site.name or any(
@@ -303,19 +260,6 @@ def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
             laid = np.tile(vector, length) if site.name == "repeat_interleave" else np.repeat(vector, length)
             found += place(laid, rank, d)
     return found
-
-
-def as_many_as(site: Site, size: Any) -> IntArray | None:
-    """A label for each of so many: those of the dimension that the size was read from, or new ones, which the attribute
-    that it is will follow; None of a mere number."""
-    vector = site.sized_like(size)
-    if vector is None and _is_attribute(size) and size > 1 and size.origin not in site.couplings.unlabelled:
-        vector = site.couplings.new(int(size))
-        site.couplings.named.append((size.origin, vector))
-        left = lambda view, new=vector: int((~view.gone(new)).sum())  # noqa: E731
-        site.followed.add(id(size))
-        site.checks.append(Requirement(site.node, size, left, [vector], _both(size)))
-    return vector
 
 
 @rule("expand", "broadcast_to")

@@ -16,7 +16,8 @@ from ..labels import IntArray, Labels, compress, varying
 from ..nodes import Node
 from ..sizes import Computed, Size
 from .checks import Pairs, Reader, View, alike, take
-from .movement import EMPTY, demand_numbers, follow
+from .following import follow
+from .movement import EMPTY, demand_numbers
 from .site import Site, rule
 
 Regrouping = list[tuple[list[int], list[int]]]
