@@ -15,7 +15,7 @@ from .constraints import Selector, check_ratio
 from .diagram import draw
 from .errors import VerificationError
 from .graph import ChannelGraph
-from .groups import solved
+from .groups import better, solved
 from .importance import Importance
 from .inventory import Inventory
 from .latency import Latency
@@ -82,7 +82,8 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
         space = solved(parts, traced(parts, calls, stand_ins()), stock)
         if rewrite:  # a class has one substitute: where there are norms, it is theirs
             classes = rewrites(parts.model, {norm.path for norm in space.norms})
-            space = solved(parts, traced(parts, calls, {**classes, **stand_ins()}), stock)
+            free = solved(parts, traced(parts, calls, {**classes, **stand_ins()}), stock) if classes else space
+            space = better(free, space)
         return ChannelGraph(parts, space, calls[0])
 
 

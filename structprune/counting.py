@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .nn import refuse_script, widened
+from .nn import refuse_script, unannounced, widened
 from .ops import NUMPY
 from .source import CannotRewriteError, Rewriter, methods_of, recompiled
 
@@ -116,7 +116,7 @@ def _counted(kind: Any, channels: int) -> type[nn.Module]:
         "__prepare_scriptable__": refuse_script,
         "__module__": __name__,
     }
-    return type("Counted" + kind.__name__, (kind, _Statistics), members)
+    return type("Counted" + kind.__name__, unannounced(kind, _Statistics), members)
 
 
 def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:

@@ -21,18 +21,18 @@ def solved(parts: Inventory, programs: Sequence[Program], stock: bool) -> Space:
     """The labels of a model, solved with whatever leaves more of them free."""
     space = Space(parts, programs, stock)
     while stuck := space.stuck():
-        better = _better(space, Space(parts, programs, stock, space.columns | stuck))
-        if better is space:
+        other = better(space, Space(parts, programs, stock, space.columns | stuck))
+        if other is space:
             break
-        space = better
+        space = other
     if space.couplings.met_rows:
-        space = _better(space, Space(parts, programs, stock, space.columns, by_rows=True))
+        space = better(space, Space(parts, programs, stock, space.columns, by_rows=True))
     if rows := space.held_in_vain():
-        space = _better(space, Space(parts, programs, stock, space.columns, rows, space.by_rows))
+        space = better(space, Space(parts, programs, stock, space.columns, rows, space.by_rows))
     return space
 
 
-def _better(one: Space, other: Space) -> Space:
+def better(one: Space, other: Space) -> Space:
     """The second, if more may go of it."""
     return other if _movable(other) > _movable(one) else one
 

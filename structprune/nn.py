@@ -148,6 +148,19 @@ def batch_norm(
     return _affine(out, *(part if part is None else part[:, None] for part in (weight, bias)))
 
 
+class Unannounced:
+    """A first base of substitutes, whose other bases do not hear of them."""
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
+def unannounced(kind: type[nn.Module], *others: type) -> tuple[type, ...]:
+    """The bases of a substitute for `kind`, which is none of those that it may keep a register of."""
+    listens = any("__init_subclass__" in vars(base) for base in kind.__mro__ if base is not object)
+    return (Unannounced, kind, *others) if listens else (kind, *others)
+
+
 def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
     """A subclass of `kind` in whose `forward` the norms of `torch.nn.functional` count `channels` channels."""
     made: type[nn.Module] = _compensated(kind, channels)  # type: ignore[arg-type]
@@ -179,9 +192,8 @@ def _compensated(kind: Any, channels: int) -> type[nn.Module]:
         "plain": kind,
         "__prepare_scriptable__": refuse_script,
     }
-    return type(
-        "Compensated" + kind.__name__, (kind, *(compensated(norm, channels) for norm in extended(kind))), members
-    )
+    bases = unannounced(kind, *(compensated(norm, channels) for norm in extended(kind)))
+    return type("Compensated" + kind.__name__, bases, members)
 
 
 NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm")

@@ -13,25 +13,18 @@ import ast
 import functools
 import inspect
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from .errors import ArgumentError
-from .nn import refuse_script
+from .nn import refuse_script, unannounced
 from .sizes import NUMBERS
-from .source import CannotRewriteError, Rewriter, methods_of, names_in, recompiled
+from .source import CannotRewriteError, Rewriter, methods_of, recompiled
 
 RIGID = ("keep", "rewrite")
 REWRITE = "rewrite"
-
-_IN_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm", "var", "std", "var_mean", "std_mean", "rsqrt"})
-
-
-def _is_norm(names: set[str]) -> bool:
-    """Whether a method that looks up these names is a norm's: those have swaps of their own, and one is enough."""
-    return bool(_IN_NORMS & names) or {"mean", "sqrt"} <= names
 
 
 def check_rigid(rigid: Any) -> bool:
@@ -57,8 +50,6 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         return None
     numbers: list[int] = []
     try:
-        if any(_is_norm(set(names_in(getattr(kind, name).__code__))) for name in methods_of(kind)):
-            return None
         methods = {name: recompiled(kind, name, _Hoist(numbers)) for name in methods_of(kind)}
     except (CannotRewriteError, OSError, TypeError, SyntaxError):  # no source, or not such a source
         return None
@@ -73,7 +64,7 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         **methods, NUMBERS: tuple(numbers), "checksum": zlib.crc32(source.encode()), "__reduce_ex__": reduce,
         "__prepare_scriptable__": refuse_script, "__module__": __name__, "__doc__": kind.__doc__,
     }  # fmt: skip
-    return type("Rewritten" + kind.__name__, (kind,), members)
+    return type("Rewritten" + kind.__name__, unannounced(kind), members)
 
 
 def rewrites(model: nn.Module, norms: Iterable[str]) -> dict[type[nn.Module], type[nn.Module]]:
@@ -102,6 +93,12 @@ def _rebuild(kind: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
+# Methods whose numbers are exponents or dimensions.
+_SIZELESS = frozenset(
+    {"pow", "size", "transpose", "permute", "movedim", "unsqueeze", "squeeze", "swapaxes", "swapdims"}
+)
+
+
 class _Hoist(Rewriter, ast.NodeTransformer):
     """Puts `self.code_sizes[i]` in place of each number from two on, and adds it to widths that a reshape is given."""
 
@@ -122,8 +119,18 @@ class _Hoist(Rewriter, ast.NodeTransformer):
             return node
         return ast.copy_location(self._number(node.value), node)
 
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """An exponent is no size."""
+        if isinstance(node.op, ast.Pow):
+            node.left = self.visit(node.left)
+            return node
+        return self.generic_visit(node)  # type: ignore[return-value]
+
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        """x.view(b, c) with a c that was read from a shape"""
+        """x.view(b, c) with a c that was read from a shape; the numbers of x.pow(2), x.transpose(1, 2) are no sizes."""
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _SIZELESS:
+            node.func = self.visit(node.func)
+            return node
         reshapes = isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "reshape")
         lists = [a.elts for a in node.args if isinstance(a, ast.Tuple | ast.List)]
         given = [(sizes, i) for sizes in (node.args, *lists) for i in range(len(sizes)) if reshapes]
@@ -160,14 +167,29 @@ def _widths(method: ast.FunctionDef) -> set[str]:
     """The names in a method that stand for nothing but sizes of a value: b, n, c = x.shape"""
     stored = [n.id for n in ast.walk(method) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
     stored += [n.arg for n in ast.walk(method) if isinstance(n, ast.arg)]
-    read: list[str] = []
+    found: set[str] = set()
+    while True:  # depth = c // heads is one, once c is
+        read: list[ast.expr] = []
+        for target, value in _assigned(method):
+            if _is_shape(value) and isinstance(target, ast.Tuple | ast.List):
+                read += target.elts
+            elif _is_width(value, found):
+                read.append(target)
+        names = [target.id for target in read if isinstance(target, ast.Name)]
+        before, found = found, {name for name in names if names.count(name) == stored.count(name)}
+        if found == before:
+            return found
+
+
+def _assigned(method: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Every target of an assignment with its value; those of a, b = x, y one by one."""
     for node in ast.walk(method):
-        for target in node.targets if isinstance(node, ast.Assign) else ():
-            if isinstance(target, ast.Name) and _is_width(node.value, frozenset()):  # type: ignore[attr-defined]
-                read.append(target.id)
-            elif isinstance(target, ast.Tuple) and _is_shape(node.value):  # type: ignore[attr-defined]
-                read += [element.id for element in target.elts if isinstance(element, ast.Name)]
-    return {name for name in read if read.count(name) == stored.count(name)}
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Tuple | ast.List) and isinstance(node.value, ast.Tuple | ast.List):
+                    yield from zip(target.elts, node.value.elts, strict=False)
+                else:
+                    yield target, node.value
 
 
 def _is_width(node: ast.expr, names: Collection[str]) -> bool:
@@ -177,7 +199,7 @@ def _is_width(node: ast.expr, names: Collection[str]) -> bool:
     if isinstance(node, ast.Subscript):
         return not isinstance(node.slice, ast.Slice) and _is_shape(node.value)
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and len(node.args) == 1
+        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and len(node.args + node.keywords) == 1
     return isinstance(node, ast.Name) and node.id in names
 
 
@@ -186,5 +208,5 @@ def _is_shape(node: ast.expr) -> bool:
     if isinstance(node, ast.Subscript):
         return isinstance(node.slice, ast.Slice) and _is_shape(node.value)
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and not node.args
+        return isinstance(node.func, ast.Attribute) and node.func.attr == "size" and not (node.args or node.keywords)
     return isinstance(node, ast.Attribute) and node.attr == "shape"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def net(kind: type[Spatial]) -> Any:
     return randomise(nn.Sequential(*layers).double())
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """What is compiled here does not count against what other tests compile."""
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("kind", [Spatial, Positional, Methods, Arrays])
 @pytest.mark.parametrize("ratio", [0.5, 0.9])
 def test_maps_of_extremes(kind: type[Spatial], ratio: float) -> None:

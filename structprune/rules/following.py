@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..labels import IntArray, Labels, varying
+from ..nodes import Node
+from ..ops import is_pointwise
 from ..sizes import NUMBERS, AttributeOf, Computed, DimOf, Size, leaves
 from .checks import Requirement
 from .site import Site
@@ -15,33 +17,46 @@ from .site import Site
 def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
     """An attribute that is the size of a dimension follows it, and so does one that the size is computed from."""
     labels = [c for c in value.coordinates if dim in varying(c)]
-    attribute, inverse, other = _solved(_told(site, size))
+    attribute, inverse, other = _solved(_told(size))
     if labels and attribute is not None:
         site.followed.add(id(size))
         expected = lambda view: inverse(view.shape(value)[dim], view.evaluate(other))  # noqa: E731
         site.checks.append(Requirement(site.node, attribute, expected, labels, _both(attribute)))
 
 
-def _told(site: Site, size: Size) -> Size:
-    """A size without the number that rewriting adds to it, where that depends on how large a batch is: what is told
-    of a product is its other factor."""
-    origin = size.origin
-    if not isinstance(origin, Computed) or not _is_added(origin.operands[-1]):
+def _told(size: Size) -> Any:
+    """A size without the number that rewriting adds to it, where that would depend on how large a batch or image is."""
+    operands: tuple[Any, ...] = size.origin.operands if isinstance(size.origin, Computed) else ()
+    if len(operands) != 2 or not is_attribute(operands[1]) or operands[1].origin.name != NUMBERS:
         return size
-    product: Any = origin.operands[0]
-    dims = [leaf for leaf in leaves(product) if isinstance(leaf, DimOf)]
-    labelled = all(isinstance(v := site.values.get(d.value), Labels) and v.along(d.dim) is not None for d in dims)
-    return size if labelled or not _multiplies(product) else product
+    read = [leaf for leaf in leaves(operands[0]) if isinstance(leaf, DimOf)]
+    return size if all(is_width(leaf.value, leaf.dim) for leaf in read) else operands[0]
 
 
-def _is_added(number: Any) -> bool:
-    """Whether a number is one of those that rewriting adds."""
-    return is_attribute(number) and number.origin.name == NUMBERS
+# Where the channels are of what a weight is applied to, and of what it makes, counted from the end or the beginning.
+_CHANNELS = {
+    **dict.fromkeys(("linear", "embedding", "layer_norm", "rms_norm"), -1),
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), 1),
+    **{f"conv{way}{rank}d": -rank - 1 for way in ("", "_transpose") for rank in (1, 2, 3)},
+}
+_ALIKE = frozenset({"dropout", "contiguous", "to", "clone", "float", "double", "half", "bfloat16"})
 
 
-def _multiplies(size: Any) -> bool:
-    origin = size.origin if isinstance(size, Size) else None
-    return isinstance(origin, Computed) and (origin.function is operator.mul or any(map(_multiplies, origin.operands)))
+def is_width(node: Node, dim: int) -> bool:
+    """Whether a weight says how long this dimension is: one that makes the value, or is applied to it, or to a value
+    that it is made from element by element. Batches, images and texts have none."""
+    waiting, met, shape = [node], {node}, node.meta["shape"]
+    for value in waiting:
+        readers = [n for n in value.users if n.args and n.args[0] is value and n.meta["op"] != "embedding"]
+        found = {_CHANNELS[n.meta["op"]] % len(shape) for n in (value, *readers) if n.meta["op"] in _CHANNELS}
+        if dim % len(shape) in found:
+            return True
+        op = value.meta["op"]
+        if op in _CHANNELS or op in _ALIKE or is_pointwise(op):
+            alike = [n for n in value.all_input_nodes if n.meta.get("shape") == shape and n not in met]
+            waiting += alike
+            met.update(alike)
+    return False
 
 
 def _both(attribute: Size) -> str:
