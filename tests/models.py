@@ -3137,3 +3137,23 @@ for name, tiled in [
         copies=3,
         tiled=tiled,
     )
+
+
+def _skipped(m: Any, x: Tensor) -> Tensor:
+    """Every fourth step together, in the batch, and put side by side again: Lai et al., LSTNet, 2018."""
+    h = m.a(x).flatten(2).view(2, m.width, 16, m.skip).permute(2, 0, 3, 1).contiguous()
+    _, h = m.recurrent(h.view(16, 2 * m.skip, m.width))
+    return m.out(h.view(2, m.skip * m.hidden))  # type: ignore[no-any-return]
+
+
+case(
+    "a product of how often and how wide",
+    [6, 8],
+    _skipped,
+    a=conv(3, 8),
+    recurrent=nn.GRU(8, 6),
+    out=nn.Linear(24, 4),
+    width=8,
+    skip=4,
+    hidden=6,
+)

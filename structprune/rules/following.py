@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..labels import IntArray, Labels, varying
 from ..nodes import Node
@@ -17,7 +19,7 @@ from .site import Site
 def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
     """An attribute that is the size of a dimension follows it, and so does one that the size is computed from."""
     labels = [c for c in value.coordinates if dim in varying(c)]
-    attribute, inverse, other = _solved(_told(size))
+    attribute, inverse, other = _solved(_told(size), labels)
     if labels and attribute is not None:
         site.followed.add(id(size))
         expected = lambda view: inverse(view.shape(value)[dim], view.evaluate(other))  # noqa: E731
@@ -73,19 +75,27 @@ _INVERSES: dict[Any, Callable[[int, int], int]] = {
 _SYMMETRIC = (operator.mul, operator.add)
 
 
-def _solved(size: Size) -> tuple[Size | None, Callable[[int, int], int], int]:
+def _solved(size: Any, labels: Sequence[IntArray]) -> tuple[Size | None, Callable[[int, int], int], int]:
     """The attribute in `self.width`, `self.channels // self.paths`, `self.width - self.part`, `batch * self.heads`, and
-    what gives it back, with the other number, once the result is known."""
+    what gives it back, with the other number, once the result is known; of two, that which counts the labels."""
     attribute: Any
     if isinstance(size.origin, Computed) and size.origin.function in _INVERSES:
         attribute, other = size.origin.operands
-        if size.origin.function in _SYMMETRIC and not (is_attribute(attribute) and int.__int__(attribute) > 1):
+        if size.origin.function in _SYMMETRIC and not _leads(attribute, other, labels):
             attribute, other = other, attribute
         inverse = _INVERSES[size.origin.function]
         whole = inverse(int.__int__(size), int.__int__(other)) == attribute  # no remainder was lost
     else:
         attribute, inverse, other, whole = size, operator.add, 0, True
     return (attribute if whole and is_attribute(attribute) else None), inverse, other
+
+
+def _leads(one: Any, other: Any, labels: Sequence[IntArray]) -> bool:
+    """Whether the first of two numbers is what follows: an attribute, unless the other one counts the labels."""
+    if not is_attribute(one) or int.__int__(one) < 2:
+        return False
+    count = int.__int__(other) if is_attribute(other) else 0
+    return count == int.__int__(one) or all(count != len(np.unique(c)) for c in labels)
 
 
 def is_attribute(size: Any) -> bool:
