@@ -13,6 +13,7 @@ import ast
 import copy
 import functools
 import inspect
+from collections.abc import Collection
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
@@ -93,25 +94,37 @@ def _only(dim: Any) -> Any:
     return dim
 
 
-def counted(kind: type[nn.Module], channels: int) -> type[nn.Module]:
-    """A subclass of `kind` whose statistics count `channels` channels."""
+def named(places: Collection[int], count: int) -> str:
+    """The swap of a class of which the statistics at these places in the source, of `count`, run over channels."""
+    return COUNTED if len(places) == count else " ".join([COUNTED, *map(str, sorted(places))])
+
+
+def places_of(swap: str) -> tuple[int, ...] | None:
+    """Which statistics of its class a swap of this name counts, () for all; None if it is no such swap."""
+    name, *places = swap.split(" ")
+    return tuple(map(int, places)) if name == COUNTED and all(p.isdecimal() for p in places) else None
+
+
+def counted(kind: type[nn.Module], channels: int, swap: str = COUNTED) -> type[nn.Module]:
+    """A subclass of `kind` whose statistics, or those that `swap` names, count `channels` channels."""
     key: Any = kind
-    return _counted(key, channels)
+    return _counted(key, channels, swap)
 
 
 @functools.cache
-def _counted(kind: Any, channels: int) -> type[nn.Module]:
-    source = counting_source(kind)
+def _counted(kind: Any, channels: int, swap: str) -> type[nn.Module]:
+    source = _counting_source(kind, places_of(swap) or ())
     if source is None:
         raise CannotRewriteError
 
     def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
-        return _rebuild, (kind, channels), vars(self)
+        return _rebuild, (kind, channels, swap), vars(self)
 
     members = {
         **source[0],
         "plain": kind,
         "counted_channels": channels,
+        "counted_statistics": swap,
         "__reduce_ex__": reduce,
         "__prepare_scriptable__": refuse_script,
         "__module__": __name__,
@@ -119,15 +132,16 @@ def _counted(kind: Any, channels: int) -> type[nn.Module]:
     return type("Counted" + kind.__name__, unannounced(kind, _Statistics), members)
 
 
-def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
-    made = counted(kind, channels)
+def _rebuild(kind: type[nn.Module], channels: int, swap: str = COUNTED) -> nn.Module:
+    made = counted(kind, channels, swap)
     return made.__new__(made)
 
 
 def ghosts(kind: type[nn.Module]) -> tuple[bool, ...] | None:
     """For each statistic in the source of `kind`, in order, whether it is a mean of squared distances; None if the
     source cannot be rewritten, or has none."""
-    source = counting_source(kind)
+    key: Any = uncounted(kind)
+    source = _counting_source(key, ())
     return None if source is None else source[1]
 
 
@@ -142,16 +156,12 @@ def uncounted(kind: type[nn.Module]) -> type[nn.Module]:
     return getattr(kind, "plain", kind) if issubclass(kind, _Statistics) else kind
 
 
-def counting_source(kind: type[nn.Module]) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
-    key: Any = uncounted(kind)
-    return _counting_source(key)
-
-
 @functools.cache
-def _counting_source(kind: Any) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
+def _counting_source(kind: Any, places: tuple[int, ...]) -> tuple[dict[str, Any], tuple[bool, ...]] | None:
+    """The methods of a class with counted statistics at these places, () for all, and what `ghosts` says."""
     if kind.__module__.startswith(("torch.", "structprune.")):
         return None
-    rewriter = _Count()
+    rewriter = _Count(places)
     try:
         methods = {name: recompiled(kind, name, rewriter) for name in methods_of(kind)}
     except (CannotRewriteError, OSError, TypeError, SyntaxError):
@@ -160,9 +170,10 @@ def _counting_source(kind: Any) -> tuple[dict[str, Any], tuple[bool, ...]] | Non
 
 
 class _Count(Rewriter, ast.NodeTransformer):
-    """Puts counted statistics in place of those of PyTorch."""
+    """Puts counted statistics in place of those of PyTorch, at these places among them; () is at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: tuple[int, ...] = ()) -> None:
+        self.places = places
         self.found: list[bool] = []
         self.assigned: dict[str, ast.expr] = {}
 
@@ -187,21 +198,26 @@ class _Count(Rewriter, ast.NodeTransformer):
             return self.generic_visit(node)
         if function.attr in EXTREMES and not _along(node):
             return self.generic_visit(node)
-        named = {NUMPY.get(k.arg or "", k.arg): k.value for k in node.keywords}
-        if named.keys() - {"dim", "keepdim", "unbiased", "correction"}:
+        keys = {NUMPY.get(k.arg or "", k.arg): k.value for k in node.keywords}
+        if keys.keys() - {"dim", "keepdim", "unbiased", "correction"}:
             raise CannotRewriteError
-        input, *args = node.args if self._of_torch(function) else [function.value, *node.args]
+        of_torch = self._of_torch(function)
+        input, *args = node.args if of_torch else [function.value, *node.args]
         subtracted = self._subtracted(input) if function.attr == "mean" else None
-        keywords = [ast.keyword(key, self.visit(value)) for key, value in named.items()]
+        keywords = [ast.keyword(key, self.visit(value)) for key, value in keys.items()]
         inner = self.visit(input)
         self.found.append(subtracted is not None)
+        if self.places and len(self.found) - 1 not in self.places:
+            function.value, given = (function.value, [inner]) if of_torch else (inner, [])
+            node.args, node.keywords = [*given, *map(self.visit, args)], keywords
+            return node
         if subtracted is not None:
             again = _Count()
             again.owner, again.scope, again.assigned = self.owner, self.scope, self.assigned
             squared = ast.BinOp(again.visit(copy.deepcopy(subtracted)), ast.Pow(), ast.Constant(2))
             keywords.append(ast.keyword("ghost", squared))
         method = ast.Attribute(ast.Name(self.owner, ast.Load()), f"counted_{function.attr}", ast.Load())
-        return ast.copy_location(ast.Call(method, [inner, *(self.visit(a) for a in args)], keywords), node)
+        return ast.copy_location(ast.Call(method, [inner, *map(self.visit, args)], keywords), node)
 
     def _of_torch(self, function: ast.Attribute) -> bool:
         """Whether this is `torch.mean` rather than `x.mean`, by whatever name torch goes."""

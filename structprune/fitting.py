@@ -15,7 +15,7 @@ from .nn import width_of_bias
 from .plan import Kept, PruningPlan, unregistered
 from .rewriting import REWRITE, held, rewritten
 from .sizes import NUMBERS
-from .swaps import BIAS, NORM, known_swaps, takes
+from .swaps import BIAS, NORM, is_known, takes
 
 
 def check_fits(plan: PruningPlan, parts: Inventory) -> None:
@@ -72,7 +72,7 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
     for path, (name, number) in plan.swaps.items():
         if name == BIAS:
             _check_bias(plan, path, modules[path], number)
-        elif name not in known_swaps():
+        elif not is_known(name):
             raise PlanError(f"the plan swaps {path!r}: {unregistered(name)}")
         elif not takes(name, modules[path]):
             raise PlanError(

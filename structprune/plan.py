@@ -12,7 +12,7 @@ import numpy as np
 
 from .composition import PlanDifference, compose, difference
 from .errors import ArgumentTypeError, PlanError
-from .swaps import known_swaps
+from .swaps import is_known, known_swaps
 
 LONGEST = 10**8  # no dimension of a parameter has more channels
 
@@ -154,7 +154,7 @@ class PruningPlan:
             path = f"$.swaps.{module}"
             if len(_typed(swap, list, path)) != 2:
                 raise PlanError(f"{path}: expected the name of a swap and a number, found {swap!r}")
-            if _typed(swap[0], str, f"{path}[0]") not in known_swaps():
+            if not is_known(_typed(swap[0], str, f"{path}[0]")):
                 raise PlanError(f"{path}: {unregistered(swap[0])}")
             swaps[module] = (swap[0], _typed(swap[1], int, path))
         scales, shifts = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .counting import COUNTED
+from .counting import places_of
 from .graph import ChannelGraph
 from .labels import IntArray
 from .plan import Kept, PruningPlan
@@ -103,7 +103,7 @@ def _substitutes(
             values[norm.attribute] = getattr(graph.space.modules[norm.path], norm.attribute) * len(norm.labels) / left
             if norm.shape:
                 values[norm.shape.name] = left if norm.shape.place is None else (left,)
-        elif norm.name in (NORM, COUNTED):
+        elif norm.name == NORM or places_of(norm.name) is not None:
             swaps[norm.path] = (norm.name, norm.channels)
         elif norm.name == "stock" and hasattr(graph.space.modules[norm.path], "normalized_shape"):
             values["normalized_shape"] = (left,)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .counting import COUNTED, counted, ghosts
+from .counting import COUNTED, counted, ghosts, places_of
 from .errors import ArgumentError, ArgumentTypeError
 from .nn import MultiheadAttention, compensated
 from .rewriting import REWRITE, rewritten
@@ -66,8 +66,13 @@ def register_swap(rigid: type[nn.Module], free: type[nn.Module], *, name: str = 
 
 
 def known_swaps() -> tuple[str, ...]:
-    """What a plan may call a swap."""
+    """What a plan may call a swap; those that count some of the statistics of a class say which besides."""
     return (*_OWN, *_SWAPS)
+
+
+def is_known(name: str) -> bool:
+    """Whether a plan may call a swap so."""
+    return name in known_swaps() or places_of(name) is not None
 
 
 def swap_for(kind: type[nn.Module]) -> Swap | None:
@@ -87,8 +92,8 @@ def takes(name: str, module: nn.Module) -> bool:
     """Whether a module is what the swap of this name is for."""
     if name == REWRITE:
         return rewritten(type(module)) is not None
-    if name == COUNTED:
-        return ghosts(type(module)) is not None
+    if (places := places_of(name)) is not None:
+        return max(places, default=0) < len(ghosts(type(module)) or ())
     return name == NORM or _SWAPS[name].rigid is type(module)
 
 
@@ -103,10 +108,10 @@ def swap(module: nn.Module, name: str, channels: int) -> None:
         module.bias = nn.Parameter(weight.new_zeros(channels, requires_grad=False), weight.requires_grad)
     elif name == REWRITE:
         module.__class__ = rewritten(kind)
-    elif name not in (NORM, COUNTED):
+    elif name in _SWAPS:
         module.__class__ = _SWAPS[name].free
     elif not hasattr(kind, "plain"):
-        module.__class__ = (compensated if name == NORM else counted)(kind, channels)
+        module.__class__ = compensated(kind, channels) if name == NORM else counted(kind, channels, name)
 
 
 register_swap(nn.MultiheadAttention, MultiheadAttention, name="attention")

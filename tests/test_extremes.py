@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,10 +58,10 @@ class Placed(Spatial):
 
 
 class Everywhere(Spatial):
-    """The largest of all, and of the rows."""
+    """The largest along every dimension but the first, one after the other."""
 
     def pooled(self, x: Tensor) -> Tensor:
-        return torch.cat((x.amax(1, keepdim=True), x.amax(2, keepdim=True).mean(1, keepdim=True) + 0 * x[:, :1]), 1)
+        return torch.stack([x.max(dim).values.mean() for dim in (1, 2)]).reshape(1, 2, 1, 1) + 0 * x[:, :2]
 
 
 class Block(nn.Module):
@@ -108,6 +109,63 @@ def test_maps_of_extremes(kind: type[Spatial], ratio: float) -> None:
         assert again[0].out_channels == 2
 
 
+class Whole(nn.Module):
+    """A norm by hand, a map, pooling over space and another norm, all in one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.where, self.gate = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 1, 3, padding=1), nn.Linear(8, 8)
+        self.gain, self.out = nn.Parameter(torch.ones(8, 1, 1)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
+        x = self.gain * normed + x * self.gate(x.mean((2, 3)))[:, :, None, None]
+        lowest = x.amin(1, keepdim=True) - x.mean(3, keepdim=True).mean(1, keepdim=True)
+        maps = torch.cat((x.std(1, keepdim=True), torch.max(x, 1, keepdim=True)[0], lowest), 1)
+        return self.out((x * self.where(maps).sigmoid()).mean((-1, -2)) + x.amax((2, 3)))
+
+
+class Several(nn.Module):
+    """Statistics over channels, and over tokens that could go as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tokens, self.b = nn.Linear(6, 8), nn.Linear(12, 16, False), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(self.a(x).mT)
+        return self.b(h - h.mean(2, keepdim=True) * h.mean(1, keepdim=True))
+
+
+def test_some_statistics_of_a_class(tmp_path: Path) -> None:
+    """Those over channels count them, and those over space are as they were."""
+    model = randomise(nn.Sequential(Whole()).double())
+    result = assert_exact(model, IMAGES)
+    small: Any = result.model
+    assert small[0].conv.out_channels == 4
+    assert result.plan.swaps == {"0": ("counted 0 1 3 5 6 7", 8)}
+    other = torch.randn(1, 3, 9, 17, dtype=torch.float64)
+    expected = masked_original(model, result.plan)(other)
+    sp.save(result, tmp_path / "out")
+    torch.save(small, tmp_path / "small.pt")
+    for again in (small, sp.load(tmp_path / "out", model), torch.load(tmp_path / "small.pt", weights_only=False)):
+        torch.testing.assert_close(again(other), expected, rtol=1e-12, atol=1e-12)
+    assert assert_exact(small, IMAGES).model[0].conv.out_channels == 2
+    with pytest.raises(sp.NothingToPruneError):  # it is known by their sizes alone which are over channels
+        sp.prune(model, IMAGES, norm="stock")
+    text = result.plan.to_json()
+    for wrong in ("counted 99", "counted x", "counted -1", "counted  0"):
+        with pytest.raises(sp.PlanError):
+            sp.apply(sp.PruningPlan.from_json(text.replace("counted 0 1 3 5 6 7", wrong)), model)
+
+
+def test_statistics_over_two_kinds_of_channels() -> None:
+    x = torch.randn(2, 12, 6, dtype=torch.float64)
+    assert_kept(randomise(nn.Sequential(Several()).double()), x, "0.a.weight[0]", "several substitutes")
+
+
 @pytest.mark.parametrize("kind", [Spatial, Arrays])
 def test_stock_extremes_are_those_of_the_channels_that_are_left(kind: type[Spatial]) -> None:
     result = sp.prune(net(kind), IMAGES, norm="stock")
@@ -116,6 +174,6 @@ def test_stock_extremes_are_those_of_the_channels_that_are_left(kind: type[Spati
     assert result.report.verification.deviation > 0
 
 
-@pytest.mark.parametrize(("kind", "op"), [(Placed, "max"), (Everywhere, "amax")])
+@pytest.mark.parametrize(("kind", "op"), [(Placed, "max"), (Everywhere, "max")])
 def test_other_extremes_keep_the_channels(kind: type[Spatial], op: str) -> None:
     assert_kept(net(kind), IMAGES, "1.conv.weight[0]", f"{op} runs over it")

@@ -22,6 +22,7 @@ from ..sizes import AttributeOf, Constant, leaves
 from .normalization import Fold, Swap
 
 BY_CALL = "its class calls norms that only some of the traced calls reach"
+SEVERAL = "its class would need several substitutes, for statistics over different channels"
 WHY = "its RMS norm would need another weight or epsilon, which something else takes as well"
 
 
@@ -70,12 +71,19 @@ def held_folds(
 
 
 def held_swaps(norms: Sequence[Swap | Fold], programs: Sequence[Program], couplings: Couplings) -> list[Swap | Fold]:
-    """The norms without swaps of modules of which the programs reach different calls of norms: these labels stay."""
+    """The norms without swaps of modules of which the programs reach different calls of norms, or that would need
+    several swaps: these labels stay."""
     found: list[Swap | Fold] = []
+    kinds: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for norm in norms:
+        if isinstance(norm, Swap) and norm.name != "stock":
+            kinds[norm.path].add((norm.name, norm.channels))
     for norm in norms:
         counts = isinstance(norm, Swap) and norm.name == "norm"
         reached = [calls for p in programs if (calls := _calls_of_norms(p, norm.path))] if counts else []
-        if all(calls.keys() == reached[0].keys() for calls in reached):
+        if len(kinds[norm.path]) > 1:
+            couplings.fix(norm.labels, SEVERAL, None)
+        elif all(calls.keys() == reached[0].keys() for calls in reached):
             found.append(norm)
         else:
             couplings.fix(norm.labels, BY_CALL, next(iter(reached[0].values())))

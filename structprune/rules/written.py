@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..counting import COUNTED, EXTREMES, STATISTICS, codes, ghosts
+from torch import nn
+
+from ..counting import COUNTED, EXTREMES, STATISTICS, codes, ghosts, named
 from ..labels import IntArray, Labels, varying
 from ..nodes import Node
 from .normalization import Fold, Swap, foldable
@@ -72,7 +74,8 @@ def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
 
 
 def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
-    """The swap for a class that counts channels, where all statistics of the calling module run over them.
+    """The swap for a class that counts channels, where some statistics of the calling module run over them, and the
+    others over something else, in every call.
 
     The class is made from the source: what it takes for the variance must be that here.
     """
@@ -80,28 +83,38 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     known = ghosts(type(module))
     nodes = [n for op in STATISTICS for n in site.node.graph.calls.get((op, site.path), ()) if _is_statistic(n)]
     nodes.sort(key=lambda n: n.place)
-    if known is None or "forward" in vars(module) or len(nodes) % len(known):
+    if known is None or "forward" in vars(module) or not _alike(nodes, type(module), known):
         return None
-    rounds = len(nodes) // len(known)
-    told = all(n.meta["caller"].code in codes(type(module)) for n in nodes)
-    calls = [n.meta["caller"] for n in nodes]
-    if not told or len(set(calls)) != len(known) or calls != calls[: len(known)] * rounds:
-        return None  # what was not reached would count channels, too
-    if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
-        return None  # what a name stands for changes between the lines
-    if [_centred(n) for n in nodes] != list(known) * rounds:
+    over = {n: _dims(n) == [dim] and n.all_input_nodes[0].meta["shape"][dim] == labels.size for n in nodes}
+    places = {i % len(known) for i, n in enumerate(nodes) if over[n]}
+    swap = named(places, len(known))
+    if sum(over.values()) * len(known) != len(places) * len(nodes):
+        return None  # one runs over channels in one call, over something else in another
+    if getattr(type(module), "counted_statistics", swap) != swap or (site.stock and swap != COUNTED):
         return None
-    if any(isinstance(_dim(n), bool) for n in nodes):
-        return None  # the subclass would take it for a dimension
-    over = [(n.all_input_nodes[0].meta["shape"], _dims(n)) for n in nodes]
-    if any(dims != [dim] or shape[dim] != labels.size for shape, dims in over):
+    means = [_distance(n.all_input_nodes[0]).all_input_nodes[1] for n in nodes if over[n] and _centred(n)]  # type: ignore[union-attr]
+    if not all(over.get(mean) for mean in means):
         return None
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
         source = _distance(source).all_input_nodes[0]  # type: ignore[union-attr]
     if not reads_zero(source, site.node, site.values, site.zeros):
         return None
-    return Swap(site.path, "stock" if site.stock else COUNTED, labels.size, labels)
+    return Swap(site.path, "stock" if site.stock else swap, labels.size, labels)
+
+
+def _alike(nodes: Sequence[Node], kind: type[nn.Module], known: Sequence[bool]) -> bool:
+    """Whether these are the statistics in the source of a class, all of them, in order, as often as it was called."""
+    rounds = len(nodes) // len(known)
+    calls = [n.meta["caller"] for n in nodes]
+    told = all(call.code in codes(kind) for call in calls)
+    if not told or len(set(calls)) != len(known) or calls != calls[: len(known)] * rounds:
+        return False  # what was not reached would count channels, too
+    if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
+        return False  # what a name stands for changes between the lines
+    if any(isinstance(_dim(n), bool) for n in nodes):
+        return False  # the subclass would take it for a dimension
+    return [_centred(n) for n in nodes] == list(known) * rounds
 
 
 def _is_statistic(node: Node) -> bool:
