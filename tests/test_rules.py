@@ -377,9 +377,13 @@ USES: dict[str, list[Use]] = {
         ),
     ),
     "linalg_vector_norm": use(
-        8, lambda h, m, x: torch.linalg.vector_norm(h, 2, (2, 3)), lambda h, m, x: torch.linalg.vector_norm(h, 2, 1)
+        8,
+        lambda h, m, x: torch.linalg.vector_norm(h, 2, (2, 3)),
+        lambda h, m, x: torch.linalg.vector_norm(h, 2, 1),
+        lambda h, m, x: torch.linalg.vector_norm(h, 3.5, 1),
+        lambda h, m, x: h.norm(float("inf"), 1),
     )
-    + use(0, lambda h, m, x: torch.linalg.vector_norm(h.sigmoid(), 2, 1)),
+    + use(0, lambda h, m, x: torch.linalg.vector_norm(h.sigmoid(), 2, 1), lambda h, m, x: h.norm(-2, 1)),
     "linalg_norm": use(
         8,
         lambda h, m, x: h + torch.linalg.norm(h, dim=1, keepdim=True),
@@ -801,9 +805,15 @@ USES: dict[str, list[Use]] = {
     },
     "aminmax": use(8, lambda h, m, x: differentiable(h).aminmax(dim=3))
     + use(0, lambda h, m, x: differentiable(h).aminmax(dim=1)),
-    "any": use(8, lambda h, m, x: (h > 0).any(3)) + use(0, lambda h, m, x: (h >= 0).any(1)),
+    "any": use(8, lambda h, m, x: (h > 0).any(3), lambda h, m, x: (h > 0).any(1))
+    + use(0, lambda h, m, x: (h >= 0).any(1)),
     "all": use(8, lambda h, m, x: (h > 0).all(3)) + use(0, lambda h, m, x: (h > 0).all(1)),
-    "count_nonzero": use(8, lambda h, m, x: (h > 0).count_nonzero(3), lambda h, m, x: (h > 0).count_nonzero(3, 2))
+    "count_nonzero": use(
+        8,
+        lambda h, m, x: (h > 0).count_nonzero(3),
+        lambda h, m, x: (h > 0).count_nonzero(3, 2),
+        lambda h, m, x: h.count_nonzero(1),
+    )
     + use(0, lambda h, m, x: h.cos().count_nonzero(1), lambda h, m, x: h.cos().count_nonzero(2, 1)),
     "sum": use(8, lambda h, m, x: h.sum(3), lambda h, m, x: h.sum((2, 3)), lambda h, m, x: h.sum(1))
     + use(0, lambda h, m, x: h.cos().sum(1), lambda h, m, x: h.cos().sum()),

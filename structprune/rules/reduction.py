@@ -42,7 +42,7 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
     """sum(x), sum(x, dim), x.argmax(dim)"""
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
-    zero = site.name in ("sum", "nansum") and site.zero(input)
+    zero = site.name in ("sum", "nansum", "count_nonzero", "any") and site.zero(input)
     return add_up(site, input, dims_of(input, dim), zero, f"{site.name} runs over it")
 
 
@@ -67,13 +67,14 @@ def _along_only(site: Site, coordinate: IntArray, dims: Sequence[int]) -> IntArr
 def norm(site: Site, input: Labels, ord: Any = None, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """torch.linalg.vector_norm(x, ord, dim), torch.linalg.norm(x), torch.linalg.matrix_norm(x, "fro")
 
-    Without an order, or with that of Frobenius, it is the root of a sum of squares over whatever dimensions.
+    Without an order, or with that of Frobenius, it is the root of a sum of squares over whatever dimensions; zeros add
+    nothing to those of any order that is not negative, the largest magnitude among them.
     """
     if dim is None and site.name == "linalg_matrix_norm":
         dim = (-2, -1)
     dims = dims_of(input, dim)
     vector = site.name == "linalg_vector_norm" or len(dims) == 1
-    sums = ord in (None, "fro") or (vector and ord in (1, 2))
+    sums = ord in (None, "fro") or (vector and isinstance(ord, int | float) and ord >= 0)
     return add_up(site, input, dims, sums and site.zero(input), "a norm runs over it")
 
 
