@@ -391,11 +391,12 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: h * torch.linalg.norm(m.b(x)),
         lambda h, m, x: torch.linalg.norm(h, 1, 1),
         lambda h, m, x: torch.linalg.norm(h, 1, (2, 3)),
+        lambda h, m, x: torch.linalg.norm(h, 3, 1),
     )
     + use(
         0,
         lambda h, m, x: torch.linalg.norm(h, 1, (1, 2)),
-        lambda h, m, x: torch.linalg.norm(h, 3, 1),
+        lambda h, m, x: torch.linalg.norm(h, -3, 1),
         lambda h, m, x: torch.linalg.norm(h.sigmoid(), dim=1),
     ),
     "linalg_matrix_norm": use(
