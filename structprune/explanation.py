@@ -167,6 +167,9 @@ def explain(graph: ChannelGraph, name: str) -> str:
     """The text of `ChannelGraph.explain`."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"name must be that of a layer or parameter, 'conv1' for example, not {name!r}")
+    dimensions = {f"{n}[{d}]": (n, d) for n, d in graph._vectors}
+    if name in dimensions:
+        return "\n".join(_explain_dim(graph, *dimensions[name]))
     tensors = graph.space.tensors
     names = [name] if name in tensors else [n for n in tensors if n.rpartition(".")[0] == name]
     if not names:

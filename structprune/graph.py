@@ -241,7 +241,8 @@ class ChannelGraph:
         return nearest_reasons(self.nx)
 
     def explain(self, name: str) -> str:
-        """What a parameter (or all of a layer's) is coupled to and through what, or why it cannot shrink.
+        """What a parameter (or all of a layer's) is coupled to and through what, or why it cannot shrink; of one
+        dimension, if it is named as in `fixed`, `"conv1.weight[0]"`.
 
         Raises UnknownNameError, with the closest names, if the model has no such parameter or layer, and
         ArgumentTypeError for what is no name.

@@ -187,6 +187,8 @@ def test_a_single_unit_is_explained() -> None:
     for name in ("a.weight[0]", "a.bias[0]", "b.weight[1]"):
         assert "all would go at once" in graph.fixed[name]
     assert "1 unit (its indices are coupled" in graph.explain("a")
+    every = [line for name in ("a.weight[0]", "a.weight[1]", "a.bias[0]") for line in graph.explain(name).split("\n")]
+    assert every == graph.explain("a").split("\n")
     assert "b.weight[0]" not in graph.fixed
 
 

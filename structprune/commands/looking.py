@@ -87,7 +87,7 @@ def explain(parser: argparse.ArgumentParser) -> None:
     """Say what a layer is coupled to, and through which operations, or why it cannot shrink."""
     add_model(parser)
     parser.add_argument(
-        "layer", metavar="LAYER", help="a layer or a parameter: layer1.0.conv1, or layer1.0.conv1.weight"
+        "layer", metavar="LAYER", help="a layer, a parameter or a dimension: conv1, conv1.weight, conv1.weight[0]"
     )
     add_json(parser)
     parser.epilog = "example: structprune explain torchvision:resnet18 layer1.0.conv1"
