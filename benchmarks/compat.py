@@ -197,7 +197,7 @@ def measure(case: zoo.Case) -> Iterator[Row]:
     yield {"stage": "analyze", "traced": False, "parameters": sum(p.numel() for p in model.parameters())}
     seconds: dict[str, float] = {}
     with stopwatch(seconds, "analyze_s"):
-        graph = sp.analyze(model, example)
+        graph = sp.analyze(model, example, **case.options)
     yield {
         "stage": "plan",
         "traced": True,

@@ -16,7 +16,7 @@ from .harness import matches
 
 @dataclass(frozen=True)
 class Case:
-    """A model: how it is made, and example inputs for a batch size."""
+    """A model: how it is made, example inputs for a batch size, and what `analyze` is told besides."""
 
     group: str
     name: str
@@ -134,16 +134,15 @@ def _two_pictures(batch: int, size: int) -> Any:
 
 
 def cases(group: str) -> list[Case]:
-    """The cases of one set: torchvision-cnn, torchvision, timm, transformers, others."""
-    if group == "torchvision-cnn":
-        return torchvision_cnns()
-    if group == "torchvision":
-        return torchvision_others()
+    """The cases of one of the `SETS`."""
+    made = {"torchvision-cnn": torchvision_cnns, "torchvision": torchvision_others, "rewritten": rewritten}
+    if group in made:
+        return made[group]()
     found: list[Case] = importlib.import_module(f"benchmarks.zoo_{group}").cases()
     return found
 
 
-SETS = ("torchvision-cnn", "torchvision", "timm", "transformers", "others")
+SETS = ("torchvision-cnn", "torchvision", "timm", "transformers", "others", "rewritten")
 TITLES = {
     "torchvision-cnn": "convolutional networks of torchvision",
     "torchvision": "transformers and ConvNeXt of torchvision",
@@ -161,6 +160,22 @@ def full_size() -> list[Case]:
     return [
         replace(case, group=FULL_SIZE, inputs=partial(image, size=sizes.get(case.name, 224)))
         for case in torchvision_cnns()
+    ]
+
+
+REWRITTEN = {
+    "timm": ("coat_tiny", "crossvit_tiny_240", "edgenext_xx_small", "eva02_tiny_*", "nextvit_small", "pvt_v2_b0"),
+    "transformers": ("PvtV2ForImageClassification", "BlipForImageTextRetrieval", "GroupViTModel"),
+}
+
+
+def rewritten() -> list[Case]:
+    """Models whose code keeps what could go, with their code rewritten."""
+    return [
+        replace(case, group="rewritten", options={"rigid": "rewrite"})
+        for group, names in REWRITTEN.items()
+        for case in cases(group)
+        if matches(case.name, names)
     ]
 
 

@@ -164,9 +164,9 @@ def test_a_late_side_is_out_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatc
         row |= part
     assert "OutOfTimeError" in row["theirs_error"]
     assert "theirs_s" not in row
-    assert row["ours_s"] == pytest.approx(
-        sum(row[f"ours_{phase}_s"] for phase in ("analyze", "plan", "apply")), rel=0.5
-    )
+    assert (
+        row["ours_s"] >= max(row[f"ours_{phase}_s"] for phase in ("analyze", "plan", "apply")) > 0
+    )  # medians of turns
     assert row["ours_samples"] in (2, 3)
     assert row["ours_runs"] == "eval+train"
 
