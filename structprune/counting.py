@@ -13,6 +13,7 @@ import ast
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Collection
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 from .nn import refuse_script, unannounced, widened
 from .ops import NUMPY
-from .source import CannotRewriteError, Rewriter, methods_of, recompiled
+from .source import CannotRewriteError, Rewriter, checksum, methods_of, recompiled
 
 COUNTED = "counted"
+_SOME = re.compile(rf"{COUNTED}((?: \d+)+) @[0-9a-f]{{8}}")
 EXTREMES = ("max", "min")  # along a dimension; of two values they are no statistics
 STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", *EXTREMES)
 
@@ -94,15 +96,29 @@ def _only(dim: Any) -> Any:
     return dim
 
 
-def named(places: Collection[int], count: int) -> str:
-    """The swap of a class of which the statistics at these places in the source, of `count`, run over channels."""
-    return COUNTED if len(places) == count else " ".join([COUNTED, *map(str, sorted(places))])
+def named(kind: type[nn.Module], places: Collection[int]) -> str:
+    """The swap of a class of which the statistics at these places in the source run over channels: "counted" for all,
+    else with the places and a checksum, "counted 0 2 @1f9ac003"."""
+    kind = uncounted(kind)
+    if len(places) == len(ghosts(kind) or ()):
+        return COUNTED
+    return " ".join([COUNTED, *map(str, sorted(places)), f"@{checksum(kind):08x}"])
 
 
 def places_of(swap: str) -> tuple[int, ...] | None:
     """Which statistics of its class a swap of this name counts, () for all; None if it is no such swap."""
-    name, *places = swap.split(" ")
-    return tuple(map(int, places)) if name == COUNTED and all(p.isdecimal() for p in places) else None
+    if swap == COUNTED:
+        return ()
+    some = _SOME.fullmatch(swap)
+    return tuple(map(int, some[1].split())) if some else None
+
+
+def is_of(swap: str, kind: type[nn.Module]) -> bool:
+    """Whether a class is the one that a swap which counts was named for."""
+    places, known = places_of(swap), ghosts(kind)
+    if places is None or known is None:
+        return False
+    return not places or (max(places) < len(known) and swap == named(kind, places))
 
 
 def counted(kind: type[nn.Module], channels: int, swap: str = COUNTED) -> type[nn.Module]:

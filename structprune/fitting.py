@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .bookkeeping import mirrors
+from .counting import is_of, places_of
 from .errors import ArgumentTypeError, PlanError
 from .inventory import Inventory
 from .nn import width_of_bias
@@ -78,10 +79,10 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
-        if name == REWRITE and rewritten(type(modules[path])).checksum != number:
-            raise PlanError(
-                f"the plan rewrites {path!r}, but the code of {type(modules[path]).__name__} is not what it was"
-            )
+        kind = type(modules[path])
+        rewrites = name == REWRITE and rewritten(kind).checksum != number
+        if rewrites or (places_of(name) and not is_of(name, kind)):
+            raise PlanError(f"the plan rewrites {path!r}, but the code of {kind.__name__} is not what it was")
     for path, values in plan.attributes.items():
         for key, value in values.items():
             found = vars(modules[path]).get(key)

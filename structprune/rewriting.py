@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
-import zlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -21,7 +19,7 @@ from torch import nn
 from .errors import ArgumentError
 from .nn import refuse_script, unannounced
 from .sizes import NUMBERS
-from .source import CannotRewriteError, Rewriter, methods_of, recompiled
+from .source import CannotRewriteError, Rewriter, checksum, methods_of, recompiled
 
 RIGID = ("keep", "rewrite")
 REWRITE = "rewrite"
@@ -55,13 +53,12 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         return None
     if not numbers:
         return None
-    source = "".join(inspect.getsource(getattr(kind, name)) for name in methods)
 
     def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
         return _rebuild, (kind,), vars(self)
 
     members = {
-        **methods, NUMBERS: tuple(numbers), "checksum": zlib.crc32(source.encode()), "__reduce_ex__": reduce,
+        **methods, NUMBERS: tuple(numbers), "checksum": checksum(kind), "__reduce_ex__": reduce,
         "__prepare_scriptable__": refuse_script, "__module__": __name__, "__doc__": kind.__doc__,
     }  # fmt: skip
     return type("Rewritten" + kind.__name__, unannounced(kind), members)

@@ -92,8 +92,8 @@ def takes(name: str, module: nn.Module) -> bool:
     """Whether a module is what the swap of this name is for."""
     if name == REWRITE:
         return rewritten(type(module)) is not None
-    if (places := places_of(name)) is not None:
-        return max(places, default=0) < len(ghosts(type(module)) or ())
+    if places_of(name) is not None:
+        return ghosts(type(module)) is not None
     return name == NORM or _SWAPS[name].rigid is type(module)
 
 

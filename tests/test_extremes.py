@@ -145,7 +145,8 @@ def test_some_statistics_of_a_class(tmp_path: Path) -> None:
     result = assert_exact(model, IMAGES)
     small: Any = result.model
     assert small[0].conv.out_channels == 4
-    assert result.plan.swaps == {"0": ("counted 0 1 3 5 6 7", 8)}
+    ((swap, channels),) = result.plan.swaps.values()
+    assert (swap.partition(" @")[0], channels) == ("counted 0 1 3 5 6 7", 8)
     other = torch.randn(1, 3, 9, 17, dtype=torch.float64)
     expected = masked_original(model, result.plan)(other)
     sp.save(result, tmp_path / "out")
@@ -156,9 +157,13 @@ def test_some_statistics_of_a_class(tmp_path: Path) -> None:
     with pytest.raises(sp.NothingToPruneError):  # it is known by their sizes alone which are over channels
         sp.prune(model, IMAGES, norm="stock")
     text = result.plan.to_json()
-    for wrong in ("counted 99", "counted x", "counted -1", "counted  0"):
-        with pytest.raises(sp.PlanError):
-            sp.apply(sp.PruningPlan.from_json(text.replace("counted 0 1 3 5 6 7", wrong)), model)
+    assert swap in text
+    for wrong in ("counted 0 1", "counted x @00000000", "counted -1 @00000000", swap.replace("0 1 3", "0 1  3")):
+        with pytest.raises(sp.PlanError, match="is not registered here"):
+            sp.PruningPlan.from_json(text.replace(swap, wrong))
+    for wrong in (swap.replace("0 1 3", "1 3 0"), "counted 0 1 3 5 6 7 @00000000", swap.replace("7 @", "7 99 @")):
+        with pytest.raises(sp.PlanError, match="the code of Whole is not what it was"):
+            sp.apply(sp.PruningPlan.from_json(text.replace(swap, wrong)), model)
 
 
 def test_statistics_over_two_kinds_of_channels() -> None:

@@ -87,7 +87,7 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
         return None
     over = {n: _dims(n) == [dim] and n.all_input_nodes[0].meta["shape"][dim] == labels.size for n in nodes}
     places = {i % len(known) for i, n in enumerate(nodes) if over[n]}
-    swap = named(places, len(known))
+    swap = named(type(module), places)
     if sum(over.values()) * len(known) != len(places) * len(nodes):
         return None  # one runs over channels in one call, over something else in another
     if getattr(type(module), "counted_statistics", swap) != swap or (site.stock and swap != COUNTED):
