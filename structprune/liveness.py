@@ -21,7 +21,6 @@ from .nodes import Node, map_nodes
 from .ops import is_pointwise
 from .rules import RULES
 from .rules.reduction import dims_of
-from .rules.site import labels_in
 from .weights import Weight, weights_of
 
 # What a constant plane that stands for others must have of the largest of them: weights are divided by it.
@@ -71,8 +70,6 @@ class Liveness:
             for weight in reversed(self.weights):  # from the outputs to the inputs: one round does for a chain
                 self._read(weight)
             if int(self.dead.sum()) == before:
-                self._leave_one()
-            if int(self.dead.sum()) == before:
                 for weight in self.weights:
                     self._represent(weight)
             if int(self.dead.sum()) == before:
@@ -99,16 +96,6 @@ class Liveness:
                 others = int(waiting[group].sum()) - 1
                 why += f"; it stands for {others} others" if others else ""
                 self.keep(units[group, [chosen]], why, idle=True)
-
-    def _leave_one(self) -> None:
-        """No value may be left without channels: one of those that nobody needs stays."""
-        roots = self.graph.space.couplings.roots()
-        for value in self.graph.space.values.values():
-            for labels in labels_in(value):
-                for coordinate in labels.coordinates:
-                    units = roots[coordinate]
-                    if self.dead[units].all():
-                        self.keep(units.reshape(-1)[:1], "every other channel of its layer is dead", idle=True)
 
     # -- what mixes channels ----------------------------------------------------------------------------
 

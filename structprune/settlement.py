@@ -30,7 +30,7 @@ def settle(graph: ChannelGraph, removed: IntArray) -> tuple[PruningPlan, IntArra
         for labels in (labels for check in failed for labels in graph.space.labels_behind(check)):
             needed[roots[labels]] = True
         for labels in _emptied(graph, view):
-            notes.append("a value would be left empty")
+            notes.append("all others of a value go, which would be left empty")
             needed[_last_to_go(removed, roots[labels])] = True
         if needed[removed].any():
             removed = removed[~needed[removed]]

@@ -1115,3 +1115,27 @@ def test_a_product_takes_zeros_of_one_side() -> None:
     zero(model.b.bias, range(2))
     small = assert_shrinks(model, tokens(6), grow=(0,)).model
     assert small.a.out_features == small.b.out_features == 6
+
+
+class Empty(nn.Module):
+    """Nothing but zeros comes out of one layer."""
+
+    def __init__(self, empty: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        zero(getattr(self, empty).weight, range(8))
+        if empty != "a":
+            zero(getattr(self, empty).bias, range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.a(x).relu()).relu()).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("empty", "left"), [("a", (1, 1, 8)), ("b", (1, 1, 1))])
+def test_one_channel_stays_of_a_layer_that_is_all_zeros(empty: str, left: tuple[int, ...]) -> None:
+    """And one constant plane, which stands for the others, where padding keeps it from being a bias."""
+    result = assert_shrinks(Empty(empty).double().eval(), images())
+    small: Any = result.model
+    assert (small.a.out_channels, small.b.out_channels, small.c.out_channels) == left
+    assert "left empty" in result.report.fixed["a"]
