@@ -62,7 +62,8 @@ def analyze(model: nn.Module, example_inputs: Any, *, norm: str = "exact", rigid
             channels, and the small model deviates from the masked original by what `Verification.deviation` says.
         rigid: what becomes of channels whose number is written in the code (`x.view(-1, 512)`, `x[:, :32]`). `"keep"`:
             they stay. `"rewrite"`: modules that say so in their methods get a subclass, made from their source, that
-            reads the number from an attribute; it works for any batch and image size, and in both modes.
+            reads the number from an attribute; it works for any batch and image size, and in both modes. The model is
+            analysed a second time for that, and rewritten where more of it may go then.
 
     Raises ArgumentError for another `norm` or `rigid`, UnsupportedModelError (scripted, quantised, lazy, sharded ...
     models, with what to pass instead), ArgumentTypeError for what is no module or no inputs, and ExampleInputsError
