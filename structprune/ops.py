@@ -57,7 +57,8 @@ _ALIASES = dict(  # what PyTorch has under several names
     for pair in """absolute=abs arccos=acos arccosh=acosh arcsin=asin arcsinh=asinh arctan=atan arctan2=atan2
     arctanh=atanh clip=clamp concat=cat concatenate=cat divide=div fix=trunc ger=outer greater=gt greater_equal=ge
     less=lt less_equal=le linalg_matmul=matmul moveaxis=movedim multiply=mul negative=neg not_equal=ne row_stack=vstack
-    subtract=sub swapaxes=transpose swapdims=transpose true_divide=div _grouped_mm=grouped_mm""".split()
+    subtract=sub swapaxes=transpose swapdims=transpose true_divide=div _grouped_mm=grouped_mm
+    _sparse_mm=mm""".split()
 )
 _REFLECTED = {"radd": "add", "rmul": "mul", "rand": "bitwise_and", "ror": "bitwise_or", "rxor": "bitwise_xor"}
 _SPELLED = {

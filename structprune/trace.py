@@ -128,6 +128,7 @@ def _run(model: nn.Module, call: Call, recorder: Recorder, switching: bool) -> N
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(recorder)))
         stack.enter_context(other_random_numbers_kept())
         stack.enter_context(_without_fast_paths())
+        stack.enter_context(_variables_seen())
         stack.enter_context(seen_scripts(recorder.opaque))
         for handle in (
             register_module_forward_pre_hook(recorder.enter),
@@ -163,6 +164,21 @@ def _without_fast_paths() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _variables_seen() -> Iterator[None]:
+    """`Variable(x)`, as code from before PyTorch 0.4 has it, gives the tensor with the same values: its constructor is
+    no function that could be seen."""
+
+    def made(cls: type, data: torch.Tensor, requires_grad: bool = False) -> torch.Tensor:
+        return data.detach().requires_grad_(requires_grad)
+
+    setattr(type(torch.autograd.Variable), "__call__", made)  # noqa: B010
+    try:
+        yield
+    finally:
+        delattr(type(torch.autograd.Variable), "__call__")
 
 
 def _cuda_devices(recorder: Recorder) -> Sequence[int]:

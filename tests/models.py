@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from helpers import randomise
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -2257,7 +2258,15 @@ for name, units, statements, kept in (
     ("float(tensor)", [], lambda m, h, g: h * float(h.amax()) + g, ABOVE),
     ("int(tensor)", [], lambda m, h, g: h * int(h.abs().amax() * 100) + g, ABOVE),
     ("tensor as a condition", [], lambda m, h, g: h + (g if (h[0, 0, 0, 0] > h.mean()) else -g), ABOVE),
-    ("isnan().any() as a condition", [], lambda m, h, g: h + g if not h.isnan().any() else g, ABOVE),
+    ("isnan().any() as a condition", [8], lambda m, h, g: h + g if not h.isnan().any() else g, {}),
+    ("isfinite().all() as a condition", [8], lambda m, h, g: h + g if torch.isfinite(h).all() else g, {}),
+    ("an equation as a condition", [8], lambda m, h, g: h + g if (h == h + 0).all() else g, {}),
+    (
+        "a condition that zeros do not meet",
+        [8],
+        lambda m, h, g: g if (h.abs() > 1e-9).all() else h + g,
+        {"a.weight[0]": "all runs over it"},
+    ),
     ("an unread value", [8], lambda m, h, g: (h.softmax(1), h + g)[1], {}),
     ("data-dependent branch", [], lambda m, h, g: h + g if g.mean() > -100 else h - g, ABOVE),
 ):
@@ -3156,4 +3165,32 @@ case(
     width=8,
     skip=4,
     hidden=6,
+)
+
+
+def _variables(m: Any, x: Tensor) -> Tensor:
+    """States made as before PyTorch 0.4."""
+    rows = x.mean(3)
+    h = c = Variable(rows.data.new(rows.size(0), m.width).zero_())
+    for t in range(rows.size(1)):
+        h, c = m.cell(m.a(Variable(rows)[:, t]), (h, c))
+    return m.out(h)  # type: ignore[no-any-return]
+
+
+case(
+    "variables",
+    [6, 8],
+    _variables,
+    a=nn.Linear(8, 6),
+    cell=nn.LSTMCell(6, 8),
+    out=nn.Linear(8, 4),
+    width=8,
+)
+case(
+    "a sparse adjacency",
+    [8],
+    lambda m, x: m.out(torch.sparse.mm(m.adjacency.to_sparse(), m.a(x.flatten(1)))),
+    a=nn.Linear(192, 8),
+    adjacency=nn.Parameter(torch.rand(5, 2), requires_grad=False),
+    out=nn.Linear(8, 4),
 )

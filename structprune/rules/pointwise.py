@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..labels import Labels
+from .asked import endless
 from .site import Site, labels_in, rule
-from .zeros import endless
 
 
 @rule(

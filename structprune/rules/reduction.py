@@ -42,7 +42,9 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
     """sum(x), sum(x, dim), x.argmax(dim)"""
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
-    zero = site.name in ("sum", "nansum", "count_nonzero", "any") and site.zero(input)
+    zero = (site.name in ("sum", "nansum", "count_nonzero", "any") and site.zero(input)) or (
+        site.name == "all" and site.true(input)
+    )
     return add_up(site, input, dims_of(input, dim), zero, f"{site.name} runs over it")
 
 

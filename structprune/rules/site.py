@@ -15,7 +15,7 @@ from ..nn import extended, names_norm
 from ..nodes import Node
 from ..sizes import Constant, DimOf, Size
 from .checks import Check, Requirement
-from .zeros import reads_zero, unmasked
+from .zeros import reads_true, reads_zero, unmasked
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -108,6 +108,11 @@ class Site:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
         nodes = (self.node_of(v) for v in values)
         return any(n is not None and reads_zero(n, self.node, self.values, self.zeros) for n in nodes)
+
+    def true(self, value: Labels) -> bool:
+        """Whether a condition is met for what is removed, in the masked original."""
+        node = self.node_of(value)
+        return node is not None and reads_true(node, self.node, self.values, self.zeros)
 
     def not_zero(self, value: Labels, dim: int) -> str:
         """That what is removed of an argument may not be zero, as a sum over `dim` needs it to be, and since when."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ..einsum import einsum_of
 from ..labels import Labels, varying
 from ..nodes import Node
 from ..ops import POOLS, TRANSFORMS, VIEWS, is_pointwise
+from .asked import true_at_zero, zero_at_zero
 
 Values = Mapping[Node, Any]
 
@@ -55,6 +55,14 @@ def reads_zero(source: Node, reader: Node, values: Values, known: dict[Node, boo
         return is_zero(node, values, memo, known)
 
     return zero(source) and not overwritten(source, reader, zero)
+
+
+def reads_true(source: Node, reader: Node, values: Values, known: dict[Node, bool] | None = None) -> bool:
+    """True if `reader` finds a condition met in what is removed: `isfinite(x)`, or `x == y`, of what is zero there."""
+    operands = source.all_input_nodes
+    spread = any(_spread(n, operands, values) for n in operands if _labelled(n, values))
+    told = source.op == "call_function" and is_pointwise(source.meta["op"]) and not spread and true_at_zero(source)
+    return told and all(reads_zero(n, source, values, known) for n in operands)
 
 
 def is_zero(node: Node, values: Values, memo: dict[Node, bool], known: dict[Node, bool]) -> bool:
@@ -156,7 +164,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return isinstance(written, Node) and _all_zero([node.args[0], written], values, zero)
     if op in _KEEP:
         return zero(inputs[0]) and not padded
-    return is_pointwise(op) and _all_zero(inputs, values, zero) and _at_zero(node)
+    return is_pointwise(op) and _all_zero(inputs, values, zero) and zero_at_zero(node)
 
 
 def _is_floating(node: Node) -> bool:
@@ -350,47 +358,3 @@ def _writers(base: Node) -> list[Node]:
                 family.add(user)
                 queue.append(user)
     return [n for n in family if _writes(n)]
-
-
-def _at_zero(node: Node) -> bool:
-    """f(0) = 0, by asking the function itself."""
-    try:
-        return _value_at_zero(node.target, _given(node), tuple(node.kwargs.items()))
-    except (TypeError, RuntimeError):  # an argument that cannot be hashed, or that does not fit zeros
-        return False
-
-
-def endless(node: Node, place: int) -> bool:
-    """Whether the result is not finite where the operand at this place is zero, by asking the function itself."""
-    try:
-        return _endless(node.target, _given(node), tuple(node.kwargs.items()), place)
-    except (TypeError, RuntimeError):  # the same
-        return False
-
-
-def _given(node: Node) -> tuple[Any, ...]:
-    """Constants in a tuple of one, and where there is a tensor, whether it is complex."""
-    return tuple(a.meta["dtype"].is_complex if isinstance(a, Node) else (a,) for a in node.args)
-
-
-@lru_cache(maxsize=1024)
-def _endless(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...], place: int) -> bool:
-    """The other operands are one."""
-    if any(isinstance(v, Node) for _, v in kwargs):
-        return False
-    values = [torch.tensor([0.0 if i == place else 1.0]) if isinstance(a, bool) else a[0] for i, a in enumerate(args)]
-    out = function(*values, **dict(kwargs))
-    return isinstance(out, torch.Tensor) and not bool(out.isfinite().all())
-
-
-@lru_cache(maxsize=1024)
-def _value_at_zero(function: Any, args: tuple[Any, ...], kwargs: tuple[Any, ...]) -> bool:
-    """Zeros have signs, and each may meet any other."""
-    if any(isinstance(v, Node) for _, v in kwargs):
-        return False
-    signs = torch.tensor([0.0, -0.0])
-    zeros = {False: signs, True: torch.complex(*torch.meshgrid(signs, signs, indexing="ij")).flatten()}
-    tensors = iter(torch.meshgrid(*(zeros[a] for a in args if isinstance(a, bool)), indexing="ij"))
-    with torch.random.fork_rng(devices=[]):
-        out = function(*(next(tensors).clone() if isinstance(a, bool) else a[0] for a in args), **dict(kwargs))
-    return isinstance(out, torch.Tensor) and not out.any()
