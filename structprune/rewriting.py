@@ -2,7 +2,8 @@
 
 `x.view(-1, 512)` becomes `x.view(-1, self.code_sizes[0])`, and nothing else changes: control flow, training mode and
 batch sizes are the user's own. A width that is read from one value and given to another, `y.reshape(b, n, x.shape[2])`,
-becomes `x.shape[2] + self.code_sizes[1]`, which is 0 until one of them shrinks more than the other. The numbers are
+becomes `x.shape[2] + self.code_sizes[1]`, which is 0 until one of them shrinks more than the other; `math.sqrt(width)`,
+`width ** -0.5` and `y / width` get such a number, too, and go on dividing by the original width. The numbers are
 attributes like any other then, so that analysis follows them and surgery sets them. What cannot be rewritten stays as
 it is, and keeps its sizes.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -102,9 +103,25 @@ class _Hoist(Rewriter, ast.NodeTransformer):
     def __init__(self, numbers: list[int]) -> None:
         self.numbers = numbers
         self.widths: set[str] = set()
+        self.told: set[str] = set()  # numbers that are computed from widths and attributes
 
     def enter(self, method: ast.FunctionDef) -> None:
-        self.widths = _widths(method)
+        self.widths = _named(method, _is_width)
+        self.told = _named(method, self._is_told)
+
+    def _is_told(self, node: ast.expr, names: Collection[str]) -> bool:
+        """A width, self.width, self.layer.in_features, or arithmetic with one of these"""
+        if isinstance(node, ast.BinOp):
+            return self._is_told(node.left, names) or self._is_told(node.right, names)
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            inner = inner.value
+        own = isinstance(inner, ast.Name) and inner.id == self.owner and inner is not node
+        return (own and not _is_shape(node)) or _is_width(node, names)
+
+    def _added(self, node: ast.expr) -> ast.expr:
+        """What keeps its value if a number is added to it."""
+        return ast.copy_location(ast.BinOp(self.visit(node), ast.Add(), self._number(0)), node)
 
     def _number(self, value: int) -> ast.expr:
         self.numbers.append(value)
@@ -117,9 +134,14 @@ class _Hoist(Rewriter, ast.NodeTransformer):
         return ast.copy_location(self._number(node.value), node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
-        """An exponent is no size."""
+        """An exponent is no size. Of a scale, width ** -0.5 or 1 / width, the value is kept."""
         if isinstance(node.op, ast.Pow):
-            node.left = self.visit(node.left)
+            whole = isinstance(node.right, ast.Constant) and type(node.right.value) is int
+            scales = not whole and self._is_told(node.left, self.told)
+            node.left = self._added(node.left) if scales else self.visit(node.left)
+            return node
+        if isinstance(node.op, ast.Div) and _is_width(node.right, self.widths):
+            node.left, node.right = self.visit(node.left), self._added(node.right)
             return node
         return self.generic_visit(node)  # type: ignore[return-value]
 
@@ -127,6 +149,9 @@ class _Hoist(Rewriter, ast.NodeTransformer):
         """x.view(b, c) with a c that was read from a shape; the numbers of x.pow(2), x.transpose(1, 2) are no sizes."""
         if isinstance(node.func, ast.Attribute) and node.func.attr in _SIZELESS:
             node.func = self.visit(node.func)
+            return node
+        if _is_root(node.func) and len(node.args) == 1 and self._is_told(node.args[0], self.told):
+            node.args = [self._added(node.args[0])]
             return node
         reshapes = isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "reshape")
         lists = [a.elts for a in node.args if isinstance(a, ast.Tuple | ast.List)]
@@ -160,8 +185,8 @@ class _Hoist(Rewriter, ast.NodeTransformer):
         return node
 
 
-def _widths(method: ast.FunctionDef) -> set[str]:
-    """The names in a method that stand for nothing but sizes of a value: b, n, c = x.shape"""
+def _named(method: ast.FunctionDef, is_size: Callable[[ast.expr, Collection[str]], bool]) -> set[str]:
+    """The names in a method that stand for nothing but such sizes: b, n, c = x.shape"""
     stored = [n.id for n in ast.walk(method) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
     stored += [n.arg for n in ast.walk(method) if isinstance(n, ast.arg)]
     found: set[str] = set()
@@ -170,12 +195,20 @@ def _widths(method: ast.FunctionDef) -> set[str]:
         for target, value in _assigned(method):
             if _is_shape(value) and isinstance(target, ast.Tuple | ast.List):
                 read += target.elts
-            elif _is_width(value, found):
+            elif is_size(value, found):
                 read.append(target)
         names = [target.id for target in read if isinstance(target, ast.Name)]
         before, found = found, {name for name in names if names.count(name) == stored.count(name)}
         if found == before:
             return found
+
+
+def _is_root(function: ast.expr) -> bool:
+    """math.sqrt, np.sqrt, sqrt: of a number"""
+    if isinstance(function, ast.Attribute):
+        owner = function.value.id if isinstance(function.value, ast.Name) else ""
+        return function.attr == "sqrt" and owner in ("math", "np", "numpy")
+    return isinstance(function, ast.Name) and function.id == "sqrt"
 
 
 def _assigned(method: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:

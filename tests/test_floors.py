@@ -20,9 +20,9 @@ FLOORS = """
     errors
     bookkeeping collector commands frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
     einsum
-    answers checkpoint copying counting importance.processes memory program readers renewal rewriting rules.asked rules.checks \
+    answers checkpoint copying counting importance.processes memory program readers renewal rewriting rules.asked rules.widths \
     scalars rows schedules specs steady trials
-    rules.zeros
+    rules.checks rules.zeros
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram differences fresh samples rules.attention rules.contraction rules.following rules.joining rules.matrices \

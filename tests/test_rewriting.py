@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_exact, assert_kept, masked_original, randomise
@@ -595,3 +596,111 @@ def test_norms_keep_their_substitutes() -> None:
     model = randomise(nn.Sequential(nn.Linear(16, 12), Response(), nn.Linear(12, 3)).double())
     plan = assert_exact(model, ROWS, rigid="rewrite").plan
     assert plan.swaps == {"1": ("counted", 12)}
+
+
+class Blocks(nn.Module):
+    """Heads by `split` and `cat`, over the root of an attribute: Lee et al., Set Transformer, 2019."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.heads = 16, 4
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        depth = self.width // self.heads
+        q, k, v = (torch.cat(t(x).split(depth, 2), 0) for t in (self.q, self.k, self.v))
+        weights = torch.softmax(q.bmm(k.transpose(1, 2)) / math.sqrt(self.width), 2)
+        return self.out(torch.cat((q + weights.bmm(v)).split(x.size(0), 0), 2))
+
+
+class Scaled(nn.Module):
+    """The root of a width that is read, and one over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(16, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = self.a(x)
+        width = key.size(-1)
+        gates = (self.b(key) / np.sqrt(width)).softmax(1)
+        return self.out(gates * key * width**-0.5 + gates / key.shape[-1])
+
+
+class Embedded(nn.Module):
+    """The root of the attribute of a layer: Kang and McAuley, SASRec, 2018."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Linear(16, 12, bias=False), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x)
+        h = h * self.embedding.out_features**0.5
+        return self.out(h) + h.pow(2).sum(-1, keepdim=True) * 2**0.5
+
+
+class Annotated(nn.Module):
+    """Attention as in The Annotated Transformer (Rush, 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.d_k = 4, 4
+        self.linears = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            lin(x).view(x.size(0), -1, self.h, self.d_k).transpose(1, 2)
+            for lin in list(self.linears)[:3]
+        )  # fmt: skip
+        d_k = q.size(-1)
+        y = (q @ k.transpose(-2, -1) / math.sqrt(d_k)).softmax(-1) @ v
+        return self.linears[-1](y.transpose(1, 2).contiguous().view(x.size(0), -1, self.h * self.d_k))  # type: ignore[no-any-return]
+
+
+class Lengths(nn.Module):
+    """One over how much there is of an image, channels and all, is no number that could be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h) / math.sqrt(h.flatten(1).shape[1])
+
+
+SCALES: dict[str, tuple[type[nn.Module], str]] = {
+    "the root of an attribute": (Blocks, "0.q"),
+    "roots and parts of a width": (Scaled, "0.a"),
+    "the root of another layer's attribute": (Embedded, "0.embedding"),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_keep_their_value(name: str, tmp_path: Path) -> None:
+    kind, layer = SCALES[name]
+    model = model_of(kind)
+    assert "Python looks at its size" in sp.analyze(model, ROWS).fixed[f"{layer}.weight[0]"]
+    result = assert_rewritten(model, ROWS)
+    assert len(result.plan.kept[f"{layer}.weight"][0]) <= len(model.get_submodule(layer).weight) / 2  # type: ignore[arg-type]
+    sp.save(result, tmp_path / "out")
+    other = torch.randn(2, 9, 16, dtype=torch.float64)
+    masked = masked_original(model, result.plan)
+    for again in (result.model, sp.load(tmp_path / "out", model)):
+        torch.testing.assert_close(again(other), masked(other), rtol=1e-12, atol=1e-12)
+    twice = assert_exact(result.model, ROWS)
+    torch.testing.assert_close(
+        twice.model(other), masked_original(result.model, twice.plan)(other), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_attention_over_the_root_of_the_width_of_heads() -> None:
+    small: Any = assert_exact(model_of(Annotated), ROWS, rigid="rewrite").model
+    assert small[0].linears[0].out_features == 8
+
+
+def test_a_scale_that_depends_on_the_image_is_left_alone() -> None:
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    with pytest.raises(sp.NothingToPruneError, match="Python looks at its size"):
+        sp.prune(model_of(Lengths), x, rigid="rewrite")

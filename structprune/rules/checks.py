@@ -17,6 +17,7 @@ import numpy as np
 from ..labels import BoolArray, Couplings, IntArray, Labels, collapse, compress
 from ..nodes import Node
 from ..sizes import AttributeOf, Computed, DimOf, Guard, Size, evaluate
+from .widths import kept_by
 
 
 class View:
@@ -196,7 +197,10 @@ class GuardCheck:
         return [] if one is None or other is None else [(one, other)]
 
     def demands(self) -> tuple[AttributeOf, Any] | None:
-        """An attribute that is compared with something and equal to it: it can follow."""
+        """An attribute that is compared with something and equal to it, or is added to what shrinks: it can follow."""
+        added = kept_by(self.guard.origin)
+        if added is not None:
+            return added
         equal = self._equal()
         for one, other in (equal, equal[::-1]) if equal else ():
             if isinstance(one, Size) and isinstance(one.origin, AttributeOf):

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..labels import IntArray, Labels, varying
-from ..nodes import Node
-from ..ops import is_pointwise
-from ..sizes import NUMBERS, AttributeOf, Computed, DimOf, Size, leaves
+from ..sizes import AttributeOf, Computed, Size
 from .checks import Requirement
 from .site import Site
+from .widths import are_widths, is_added
 
 
 def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
@@ -28,37 +27,8 @@ def follow(site: Site, size: Size, value: Labels, dim: int) -> None:
 
 def _told(size: Size) -> Any:
     """A size without the number that rewriting adds to it, where that would depend on how large a batch or image is."""
-    operands: tuple[Any, ...] = size.origin.operands if isinstance(size.origin, Computed) else ()
-    if len(operands) != 2 or not is_attribute(operands[1]) or operands[1].origin.name != NUMBERS:
-        return size
-    read = [leaf for leaf in leaves(operands[0]) if isinstance(leaf, DimOf)]
-    return size if all(is_width(leaf.value, leaf.dim) for leaf in read) else operands[0]
-
-
-# Where the channels are of what a weight is applied to, and of what it makes, counted from the end or the beginning.
-_CHANNELS = {
-    **dict.fromkeys(("linear", "embedding", "layer_norm", "rms_norm"), -1),
-    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), 1),
-    **{f"conv{way}{rank}d": -rank - 1 for way in ("", "_transpose") for rank in (1, 2, 3)},
-}
-_ALIKE = frozenset({"dropout", "contiguous", "to", "clone", "float", "double", "half", "bfloat16"})
-
-
-def is_width(node: Node, dim: int) -> bool:
-    """Whether a weight says how long this dimension is: one that makes the value, or is applied to it, or to a value
-    that it is made from element by element. Batches, images and texts have none."""
-    waiting, met, shape = [node], {node}, node.meta["shape"]
-    for value in waiting:
-        readers = [n for n in value.users if n.args and n.args[0] is value and n.meta["op"] != "embedding"]
-        found = {_CHANNELS[n.meta["op"]] % len(shape) for n in (value, *readers) if n.meta["op"] in _CHANNELS}
-        if dim % len(shape) in found:
-            return True
-        op = value.meta["op"]
-        if op in _CHANNELS or op in _ALIKE or is_pointwise(op):
-            alike = [n for n in value.all_input_nodes if n.meta.get("shape") == shape and n not in met]
-            waiting += alike
-            met.update(alike)
-    return False
+    origin: Any = size.origin
+    return origin.operands[0] if is_added(origin) and not are_widths(origin.operands[0]) else size
 
 
 def _both(attribute: Size) -> str:
