@@ -3194,3 +3194,24 @@ case(
     adjacency=nn.Parameter(torch.rand(5, 2), requires_grad=False),
     out=nn.Linear(8, 4),
 )
+
+
+def _interactions(m: Any, x: Tensor) -> Tensor:
+    """Products of each with each, of which the lower triangle is taken: Naumov et al., DLRM, 2019."""
+    x = x.flatten(1)
+    a = m.a(x)
+    b, d = a.shape
+    rows = torch.cat([a] + [e(x) for e in (m.b, m.c)], 1).view((b, -1, d))
+    products = torch.bmm(rows, rows.transpose(1, 2))
+    return m.out(torch.cat([a, products[:, torch.tensor([1, 2, 2]), torch.tensor([0, 0, 1])]], 1))  # type: ignore[no-any-return]
+
+
+case(
+    "rows that are as wide as something else",
+    [8],
+    _interactions,
+    a=nn.Linear(192, 8),
+    b=nn.Linear(192, 8),
+    c=nn.Linear(192, 8),
+    out=nn.Linear(11, 4),
+)

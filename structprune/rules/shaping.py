@@ -155,6 +155,19 @@ def _one_of_each(site: Site, input: Labels) -> Labels:
     return result
 
 
+def _is_row(site: Site, size: Any) -> bool:
+    """Whether a size is that of a dimension along which every index has a label of its own."""
+    source = site.read_from(size)
+    along = source[0].along(source[1]) if source is not None and source[0].ndim else None
+    return along is not None and along.size == size
+
+
+def _as_rows(site: Site, coordinate: IntArray, dim: int) -> IntArray:
+    """`x.view(b, -1, d)` makes rows that are as wide as something else: each loses what that loses, and none goes."""
+    dims = varying(coordinate)
+    return site.hold_coordinate(coordinate, set(dims) - {dim}, "") if dim in dims else coordinate
+
+
 def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, joining: bool = False) -> Labels:
     """`sizes` are the sizes that the code passes for the dimensions of the result from `offset` on.
 
@@ -175,6 +188,9 @@ def reshaped(site: Site, input: Labels, sizes: Sequence[Any], offset: int = 0, j
         written = ", ".join(str(site.shape[d]) for d in literal)
         why = f"{site.name} is given the size {written}, written in the code"
         coordinates = [site.hold_coordinate(c, literal, why) for c in coordinates]
+    for d, size in enumerate(sizes, offset):
+        if _is_row(site, size):
+            coordinates = [_as_rows(site, c, d) for c in coordinates]
     result = site.merge(site.shape, coordinates)
     for d, size in enumerate(sizes, offset):
         if isinstance(size, Size):
