@@ -3215,3 +3215,26 @@ case(
     c=nn.Linear(192, 8),
     out=nn.Linear(11, 4),
 )
+
+
+def _weighted(m: Any, x: Tensor) -> Tensor:
+    """A weight for each step, in as many copies as there are heads and channels: Wu et al., Autoformer, 2021."""
+    steps = x.mean(1)
+    values = m.v(steps).view(2, steps.shape[1], m.heads, -1)
+    weights = m.copied(steps.mean(-1)[:, :, None, None].softmax(1), values.shape[2], values.shape[3])
+    return m.out((values * weights).view(2, steps.shape[1], -1))  # type: ignore[no-any-return]
+
+
+for name, copied in [
+    ("repeat", lambda w, head, channel: w.repeat(1, 1, head, channel)),
+    ("expand", lambda w, head, channel: w.expand(-1, -1, head, channel)),
+]:
+    case(
+        f"copies for heads and their channels: {name}",
+        [4],
+        _weighted,
+        v=nn.Linear(8, 8),
+        out=nn.Linear(8, 4),
+        heads=4,
+        copied=copied,
+    )

@@ -250,13 +250,18 @@ def _spread(site: Site, input: Labels, sizes: Sequence[Any]) -> list[IntArray]:
     """New dimensions, and those of size 1, take the labels of what their size is; so do those without labels that are
     repeated as often."""
     rank = len(site.shape)
-    found = []
+    told: dict[int, Any] = {}
+    lengths: dict[int, int] = {}
     for d, size in enumerate(sizes, rank - len(sizes)):
         own = d - rank + input.ndim
         length = input.shape[own] if own >= 0 else 1
-        repeated = length * size == site.shape[d] and (own < 0 or input.along(own) is None)
-        vector = as_many_as(site, size) if repeated else None
+        if length * size == site.shape[d] and (own < 0 or input.along(own) is None):
+            lengths[d], told[d] = length, size
+    found, rest = _grids(site, {d: size for d, size in told.items() if lengths[d] == 1}, rank)
+    for d, size in told.items():
+        vector = as_many_as(site, size) if d in rest or lengths[d] > 1 else None
         if vector is not None:
+            length = lengths[d]
             laid = np.tile(vector, length) if site.name == "repeat_interleave" else np.repeat(vector, length)
             found += place(laid, rank, d)
     return found
