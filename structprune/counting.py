@@ -214,13 +214,13 @@ class _Count(Rewriter, ast.NodeTransformer):
             return self.generic_visit(node)
         if function.attr in EXTREMES and not _along(node):
             return self.generic_visit(node)
-        keys = {NUMPY.get(k.arg or "", k.arg): k.value for k in node.keywords}
-        if keys.keys() - {"dim", "keepdim", "unbiased", "correction"}:
+        told = {NUMPY.get(k.arg or "", k.arg): k.value for k in node.keywords}
+        if told.keys() - {"dim", "keepdim", "unbiased", "correction"}:
             raise CannotRewriteError
         of_torch = self._of_torch(function)
         input, *args = node.args if of_torch else [function.value, *node.args]
         subtracted = self._subtracted(input) if function.attr == "mean" else None
-        keywords = [ast.keyword(key, self.visit(value)) for key, value in keys.items()]
+        keywords = [ast.keyword(key, self.visit(value)) for key, value in told.items()]
         inner = self.visit(input)
         self.found.append(subtracted is not None)
         if self.places and len(self.found) - 1 not in self.places:

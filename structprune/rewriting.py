@@ -120,8 +120,8 @@ class _Hoist(Rewriter, ast.NodeTransformer):
         return (own and not _is_shape(node)) or _is_width(node, names)
 
     def _added(self, node: ast.expr) -> ast.expr:
-        """What keeps its value if a number is added to it."""
-        return ast.copy_location(ast.BinOp(self.visit(node), ast.Add(), self._number(0)), node)
+        """The same with a number that is 0 as yet."""
+        return ast.copy_location(ast.BinOp(node, ast.Add(), self._number(0)), node)
 
     def _number(self, value: int) -> ast.expr:
         self.numbers.append(value)
@@ -138,10 +138,11 @@ class _Hoist(Rewriter, ast.NodeTransformer):
         if isinstance(node.op, ast.Pow):
             whole = isinstance(node.right, ast.Constant) and type(node.right.value) is int
             scales = not whole and self._is_told(node.left, self.told)
-            node.left = self._added(node.left) if scales else self.visit(node.left)
+            node.left = self.visit(node.left)
+            node.left = self._added(node.left) if scales else node.left
             return node
         if isinstance(node.op, ast.Div) and _is_width(node.right, self.widths):
-            node.left, node.right = self.visit(node.left), self._added(node.right)
+            node.left, node.right = self.visit(node.left), self._added(self.visit(node.right))
             return node
         return self.generic_visit(node)  # type: ignore[return-value]
 
@@ -151,15 +152,14 @@ class _Hoist(Rewriter, ast.NodeTransformer):
             node.func = self.visit(node.func)
             return node
         if _is_root(node.func) and len(node.args) == 1 and self._is_told(node.args[0], self.told):
-            node.args = [self._added(node.args[0])]
+            node.args = [self._added(self.visit(node.args[0]))]
             return node
         reshapes = isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "reshape")
-        lists = [a.elts for a in node.args if isinstance(a, ast.Tuple | ast.List)]
-        given = [(sizes, i) for sizes in (node.args, *lists) for i in range(len(sizes)) if reshapes]
-        widths = [(sizes, i) for sizes, i in given if _is_width(sizes[i], self.widths)]
+        lists = [node.args, *(a.elts for a in node.args if isinstance(a, ast.Tuple | ast.List))] if reshapes else []
+        widths = [(sizes, i) for sizes in lists for i, size in enumerate(sizes) if _is_width(size, self.widths)]
         self.generic_visit(node)
         for sizes, i in widths:
-            sizes[i] = ast.copy_location(ast.BinOp(sizes[i], ast.Add(), self._number(0)), sizes[i])
+            sizes[i] = self._added(sizes[i])
         return node
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:

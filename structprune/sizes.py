@@ -111,6 +111,11 @@ class Constant(float):
     __hash__ = float.__hash__
 
 
+def is_attribute(size: Any) -> bool:
+    """Whether a number is an attribute of a module, as it is."""
+    return isinstance(size, Size) and isinstance(size.origin, AttributeOf)
+
+
 def _plain(operands: tuple[Any, ...]) -> list[Any]:
     return [int.__int__(o) if isinstance(o, Size) else o for o in operands]
 

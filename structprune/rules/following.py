@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..labels import IntArray, Labels, varying
-from ..sizes import AttributeOf, Computed, Size
+from ..sizes import Computed, Size, is_attribute
 from .checks import Requirement
 from .site import Site
 from .widths import are_widths, is_added
@@ -66,11 +66,6 @@ def _leads(one: Any, other: Any, labels: Sequence[IntArray]) -> bool:
         return False
     count = int.__int__(other) if is_attribute(other) else 0
     return count == int.__int__(one) or all(count != len(np.unique(c)) for c in labels)
-
-
-def is_attribute(size: Any) -> bool:
-    """Whether a number is an attribute of a module, as it is."""
-    return isinstance(size, Size) and isinstance(size.origin, AttributeOf)
 
 
 def as_many_as(site: Site, size: Any) -> IntArray | None:

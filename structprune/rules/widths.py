@@ -10,7 +10,7 @@ from typing import Any
 
 from ..nodes import Node
 from ..ops import is_pointwise
-from ..sizes import NUMBERS, AttributeOf, Computed, DimOf, Size, leaves
+from ..sizes import NUMBERS, AttributeOf, Computed, DimOf, Size, is_attribute, leaves
 
 # Where the channels are of what a weight is applied to, and of what it makes, counted from the end or the beginning.
 _CHANNELS = {
@@ -47,8 +47,8 @@ def is_added(origin: Any) -> bool:
     """Whether this is a sum with a number of a class that was rewritten."""
     if not isinstance(origin, Computed) or origin.function is not operator.add or len(origin.operands) != 2:
         return False
-    number = origin.operands[1]
-    return isinstance(number, Size) and isinstance(number.origin, AttributeOf) and number.origin.name == NUMBERS
+    number: Any = origin.operands[1]
+    return is_attribute(number) and number.origin.name == NUMBERS
 
 
 def kept_by(origin: Any) -> tuple[AttributeOf, Size] | None:
