@@ -153,6 +153,12 @@ def test_output_layers_are_as_wide_as_the_output() -> None:
     assert output_layers(model, images(0)) == [model.out]
 
 
+def test_medians_are_those_of_the_turns_after_the_first() -> None:
+    turns = [{"analyze": 9.0, "plan": 9.0}, {"analyze": 1.0, "plan": 5.0}, {"analyze": 2.0, "plan": 2.0}]
+    expected = {"ours_s": 6.0, "ours_samples": 3, "ours_analyze_s": 2.0, "ours_plan_s": 2.0}
+    assert analysis_speed.medians("ours", [*turns, {"analyze": 6.0, "plan": 1.0}]) == expected
+
+
 def test_a_late_side_is_out_and_the_other_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(model: nn.Module, example: Any, phases: dict[str, float]) -> nn.Module:
         time.sleep(10)
