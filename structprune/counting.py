@@ -13,6 +13,7 @@ import ast
 import copy
 import functools
 import inspect
+import math
 import re
 from collections.abc import Collection
 from types import CodeType, ModuleType
@@ -39,30 +40,31 @@ class Extreme(NamedTuple):
 
 
 class _Statistics:
-    """What a counted class has: statistics over one dimension, as if it had `counted_channels` channels."""
+    """What a counted class has: statistics as if the first dimension that they run over had `counted_channels`
+    channels."""
 
     counted_channels = 0
 
     def counted_mean(self, input: Tensor, dim: Any = None, keepdim: bool = False, ghost: Any = 0) -> Tensor:
         """The mean, where each channel that went contributes `ghost`."""
-        dim = _only(dim)
-        gone = self.counted_channels - input.shape[dim]
+        dims, each = _run(input, dim)
+        gone = (self.counted_channels - input.shape[dims[0]]) * each
         if isinstance(ghost, Tensor) and not keepdim:
-            ghost = ghost.squeeze(dim)
+            ghost = ghost.squeeze(dims)
         ghost = widened(ghost) if isinstance(ghost, Tensor) else ghost
-        total = widened(input).sum(dim, keepdim=keepdim) + gone * ghost
-        return (total / self.counted_channels).to(input.dtype)
+        total = widened(input).sum(dims, keepdim=keepdim) + gone * ghost
+        return (total / (self.counted_channels * each)).to(input.dtype)
 
     def counted_var_mean(
         self, input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The variance and the mean, where the channels that went are zero."""
         lost = int(unbiased) if correction is None else correction
-        dim = _only(dim)
-        mean = self.counted_mean(input, dim, keepdim=True)
-        variance = self.counted_mean((input - mean).square(), dim, True, mean.square())
-        variance = variance * self.counted_channels / (self.counted_channels - lost)
-        return (variance, mean) if keepdim else (variance.squeeze(dim), mean.squeeze(dim))
+        dims, each = _run(input, dim)
+        count = self.counted_channels * each
+        mean = self.counted_mean(input, dims, keepdim=True)
+        variance = self.counted_mean((input - mean).square(), dims, True, mean.square()) * count / (count - lost)
+        return (variance, mean) if keepdim else (variance.squeeze(dims), mean.squeeze(dims))
 
     def counted_var(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.counted_var_mean(*args, **kwargs)[0]
@@ -76,24 +78,31 @@ class _Statistics:
 
     def counted_amax(self, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         """The largest, where the channels that went are zero."""
-        return self.counted_max(input, _only(dim), keepdim).values
+        dims, _ = _run(input, dim)
+        return self._with_zero(input.amax(dims, keepdim), input.shape[dims[0]], min=0)
 
     def counted_amin(self, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return self.counted_min(input, _only(dim), keepdim).values
+        dims, _ = _run(input, dim)
+        return self._with_zero(input.amin(dims, keepdim), input.shape[dims[0]], max=0)
 
     def counted_max(self, input: Tensor, dim: int, keepdim: bool = False) -> Extreme:
         values, indices = input.max(dim, keepdim=keepdim)
-        return Extreme(values.clamp(min=0) if input.shape[dim] < self.counted_channels else values, indices)
+        return Extreme(self._with_zero(values, input.shape[dim], min=0), indices)
 
     def counted_min(self, input: Tensor, dim: int, keepdim: bool = False) -> Extreme:
         values, indices = input.min(dim, keepdim=keepdim)
-        return Extreme(values.clamp(max=0) if input.shape[dim] < self.counted_channels else values, indices)
+        return Extreme(self._with_zero(values, input.shape[dim], max=0), indices)
+
+    def _with_zero(self, extreme: Tensor, width: int, **bound: int) -> Tensor:
+        """Extremes of `width` channels and those that went."""
+        return extreme.clamp(**bound) if width < self.counted_channels else extreme
 
 
-def _only(dim: Any) -> Any:
-    """The one dimension that statistics run over; a value that has no other is not asked."""
-    (dim,) = dim if isinstance(dim, (list, tuple)) else (dim or 0,)
-    return dim
+def _run(input: Tensor, dim: Any) -> tuple[tuple[int, ...], int]:
+    """The dimensions that statistics run over, that of the channels first, and how many elements each channel has."""
+    dims = tuple(dim) if isinstance(dim, (list, tuple)) else () if dim is None else (dim,)
+    dims = dims or tuple(range(input.ndim))
+    return dims, math.prod([input.shape[d] for d in dims[1:]])
 
 
 def named(kind: type[nn.Module], places: Collection[int]) -> str:
@@ -191,6 +200,7 @@ class _Count(Rewriter, ast.NodeTransformer):
     def __init__(self, places: tuple[int, ...] = ()) -> None:
         self.places = places
         self.found: list[bool] = []
+        self.counts: dict[tuple[Any, ...], bool] = {}
         self.assigned: dict[str, ast.expr] = {}
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
@@ -222,18 +232,23 @@ class _Count(Rewriter, ast.NodeTransformer):
         subtracted = self._subtracted(input) if function.attr == "mean" else None
         keywords = [ast.keyword(key, self.visit(value)) for key, value in told.items()]
         inner = self.visit(input)
-        self.found.append(subtracted is not None)
-        if self.places and len(self.found) - 1 not in self.places:
+        if not self._counts(node, subtracted is not None):
             function.value, given = (function.value, [inner]) if of_torch else (inner, [])
             node.args, node.keywords = [*given, *map(self.visit, args)], keywords
             return node
         if subtracted is not None:
-            again = _Count()
-            again.owner, again.scope, again.assigned = self.owner, self.scope, self.assigned
+            again = _Again(self)
             squared = ast.BinOp(again.visit(copy.deepcopy(subtracted)), ast.Pow(), ast.Constant(2))
             keywords.append(ast.keyword("ghost", squared))
         method = ast.Attribute(ast.Name(self.owner, ast.Load()), f"counted_{function.attr}", ast.Load())
         return ast.copy_location(ast.Call(method, [inner, *map(self.visit, args)], keywords), node)
+
+    def _counts(self, node: ast.Call, centred: bool) -> bool:
+        """Whether to count in this statistic, the next in the source."""
+        counts = not self.places or len(self.found) in self.places
+        self.found.append(centred)
+        self.counts[_where(node)] = counts
+        return counts
 
     def _of_torch(self, function: ast.Attribute) -> bool:
         """Whether this is `torch.mean` rather than `x.mean`, by whatever name torch goes."""
@@ -267,6 +282,22 @@ class _Count(Rewriter, ast.NodeTransformer):
             base, *rest = expression.args if self._of_torch(function) else [function.value, *expression.args]
             return base if function.attr == "square" or (rest and _is_two(rest[0])) else None
         return None
+
+
+class _Again(_Count):
+    """An expression that has been visited, a second time: what is counted there is counted here."""
+
+    def __init__(self, first: _Count) -> None:
+        super().__init__()
+        self.owner, self.scope, self.assigned, self.counts = first.owner, first.scope, first.assigned, first.counts
+
+    def _counts(self, node: ast.Call, centred: bool) -> bool:
+        return self.counts[_where(node)]
+
+
+def _where(node: ast.expr) -> tuple[Any, ...]:
+    """The place of an expression in the source."""
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 def _reads(expression: ast.expr, name: str) -> bool:

@@ -6,9 +6,7 @@ that of the masked original, which saw zeros there. `nn.MultiheadAttention` gets
 
 from __future__ import annotations
 
-import functools
 import math
-import types
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +17,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .errors import UnsupportedModelError
 
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm")  # that have a counting function of the same name here
+
 
 def refuse_script(self: nn.Module) -> NoReturn:
     """What `torch.jit.script` asks of a module first: it would compile the source, of which the class is no more."""
@@ -26,6 +26,19 @@ def refuse_script(self: nn.Module) -> NoReturn:
         f"torch.jit.script reads source code, which says something else than {type(self).__name__} does: use "
         "torch.compile, torch.export or torch.jit.trace"
     )
+
+
+class Unannounced:
+    """A first base of substitutes, whose other bases do not hear of them."""
+
+    def __init_subclass__(cls) -> None:
+        pass
+
+
+def unannounced(kind: type[nn.Module], *others: type) -> tuple[type, ...]:
+    """The bases of a substitute for `kind`, which is none of those that it may keep a register of."""
+    listens = any("__init_subclass__" in vars(base) for base in kind.__mro__ if base is not object)
+    return (Unannounced, kind, *others) if listens else (kind, *others)
 
 
 def widened(input: Tensor) -> Tensor:
@@ -55,10 +68,15 @@ def _affine(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
 
 
 def _trailing(input: Tensor, normalized_shape: Sequence[int], channels: int | None) -> tuple[list[int], int, int]:
-    """The last dimensions, how many elements they held, and how many they hold."""
+    """The last dimensions, how many elements they held, and how many they hold.
+
+    A shape that is the input's own is no longer that of what they held, where the first of them had `channels`.
+    """
     dims = list(range(-len(normalized_shape), 0))
-    count = math.prod(normalized_shape) if channels is None or len(dims) > 1 else channels
-    return dims, count, math.prod([input.shape[d] for d in dims])
+    width = math.prod([input.shape[d] for d in dims])
+    if channels is not None and (len(dims) == 1 or tuple(normalized_shape) == input.shape[-len(dims) :]):
+        return dims, width // input.shape[dims[0]] * channels, width
+    return dims, math.prod(normalized_shape), width
 
 
 def layer_norm(
@@ -146,105 +164,6 @@ def batch_norm(
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out = _standardise(widened(input), [0, 2], channels, channels - input.shape[2], eps).to(input.dtype)
     return _affine(out, *(part if part is None else part[:, None] for part in (weight, bias)))
-
-
-class Unannounced:
-    """A first base of substitutes, whose other bases do not hear of them."""
-
-    def __init_subclass__(cls) -> None:
-        pass
-
-
-def unannounced(kind: type[nn.Module], *others: type) -> tuple[type, ...]:
-    """The bases of a substitute for `kind`, which is none of those that it may keep a register of."""
-    listens = any("__init_subclass__" in vars(base) for base in kind.__mro__ if base is not object)
-    return (Unannounced, kind, *others) if listens else (kind, *others)
-
-
-def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
-    """A subclass of `kind` in whose `forward` the norms of `torch.nn.functional` count `channels` channels."""
-    made: type[nn.Module] = _compensated(kind, channels)  # type: ignore[arg-type]
-    return made
-
-
-@functools.cache
-def _compensated(kind: Any, channels: int) -> type[nn.Module]:
-    forward = kind.forward
-    instead = _counting(channels)
-    namespace = {key: instead.get(id(value), value) for key, value in forward.__globals__.items()}
-    namespace.pop(
-        "__name__", None
-    )  # by which torch.compile would find the module's own globals, in PyTorch 2.8 and 2.11
-    own = types.FunctionType(forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__)
-    own.__kwdefaults__, own.__module__ = forward.__kwdefaults__, forward.__module__
-
-    def reduce(self: nn.Module, protocol: int = 2) -> tuple[Any, ...]:
-        return _rebuild, (kind, channels), vars(self)
-
-    def extra_repr(self: nn.Module) -> str:
-        return ", ".join(part for part in (kind.extra_repr(self), f"statistics over {channels} channels") if part)
-
-    members = {
-        "forward": own,
-        "__reduce_ex__": reduce,
-        "extra_repr": extra_repr,
-        "__module__": __name__,
-        "plain": kind,
-        "__prepare_scriptable__": refuse_script,
-    }
-    bases = unannounced(kind, *(compensated(norm, channels) for norm in extended(kind)))
-    return type("Compensated" + kind.__name__, bases, members)
-
-
-NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
-
-
-@functools.cache
-def _counting(channels: int) -> dict[int, Any]:
-    """By id: what counts `channels` channels in place of PyTorch's norms, and of the modules that hold them."""
-    norms: dict[str, Any] = {
-        "layer_norm": layer_norm,
-        "rms_norm": rms_norm,
-        "group_norm": group_norm,
-        "batch_norm": batch_norm,
-    }
-    replaced = {name: functools.partial(norm, channels=channels) for name, norm in norms.items()}
-    plain: dict[str, Any] = {  # the last argument of two of these is whether cuDNN may be used
-        "layer_norm": lambda *args, cudnn_enable=True: layer_norm(*args[:5], channels=channels),
-        "rms_norm": replaced["rms_norm"],
-        "group_norm": lambda *args, cudnn_enabled=True: group_norm(*args[:5], channels=channels),
-    }
-    functional = _copied(F, replaced)
-    layers = _copied(nn, {"functional": functional})
-    own = {id(getattr(F, name)): function for name, function in replaced.items()}
-    own |= {id(getattr(torch, name)): function for name, function in plain.items()}
-    return own | {id(F): functional, id(nn): layers, id(torch): _copied(torch, {"nn": layers, **plain})}
-
-
-def _copied(module: types.ModuleType, changes: dict[str, Any]) -> types.ModuleType:
-    """A module with other members by these names."""
-    copy = types.ModuleType(module.__name__)
-    vars(copy).update(vars(module) | changes)
-    return copy
-
-
-def extended(kind: type[nn.Module]) -> list[type[nn.Module]]:
-    """The norm of PyTorch whose `forward` that of a subclass may call by `super()`: it is compensated, too."""
-    norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-    return [norm for norm in norms if issubclass(kind, norm) and kind.forward is not norm.forward]
-
-
-def names_norm(kind: type[nn.Module], name: str) -> bool:
-    """Whether `forward` gets at a norm of PyTorch by a name that leads elsewhere in the compensated class."""
-    forward: Any = kind.forward
-    names = forward.__code__.co_names
-    functions = {id(getattr(module, name, None)) for module in (F, torch)}
-    return name in names or any(id(forward.__globals__.get(n)) in functions for n in names)
-
-
-def _rebuild(kind: type[nn.Module], channels: int) -> nn.Module:
-    made = compensated(kind, channels)
-    return made.__new__(made)
 
 
 def attend(

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from .compensation import compensated
 from .counting import COUNTED, counted, ghosts, places_of
 from .errors import ArgumentError, ArgumentTypeError
-from .nn import MultiheadAttention, compensated
+from .nn import MultiheadAttention
 from .rewriting import REWRITE, rewritten
 
 NORM = "norm"  # the number is how many channels the statistics count

@@ -100,8 +100,8 @@ def layer_norm(
     """Statistics over the last dimensions, one of which may shrink."""
     input, labels = trailing(site, input, len(normalized_shape), (weight, bias))
     if labels is not None:
-        compensate(site, len(labels), labels)
-        _follow_shape(site, normalized_shape)
+        compensate(site, int.__int__(normalized_shape[0]), labels)
+        _follow_shape(site, normalized_shape, input)
     return Labels(site.shape, input.coordinates)
 
 
@@ -121,14 +121,14 @@ def rms_norm(
             instead = substitute(site, len(labels), labels)
             site.norms.append(Fold(node.meta["tensor"], site.path, name, labels, (site.node,), instead, shape))
         else:
-            compensate(site, len(labels), labels)
-            _follow_shape(site, normalized_shape)
+            compensate(site, int.__int__(normalized_shape[0]), labels)
+            _follow_shape(site, normalized_shape, input)
     return Labels(site.shape, input.coordinates)
 
 
-def _follow_shape(site: Site, normalized_shape: Sequence[int]) -> None:
-    """A single size is that of what is left, or of what there was: the substitute knows how many there were."""
-    if len(normalized_shape) == 1 and not site.stock:
+def _follow_shape(site: Site, normalized_shape: Sequence[int], input: Labels) -> None:
+    """The first size is that of what is left, or of what there was: the substitute knows how many there were."""
+    if input.along(-len(normalized_shape)) is not None and not site.stock:
         site.followed.add(id(normalized_shape[0]))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from ..compensation import extended, norm_functions
 from ..errors import ArgumentError, ArgumentTypeError
 from ..labels import Couplings, IntArray, Labels, varying
-from ..nn import extended, names_norm
 from ..nodes import Node
 from ..sizes import Constant, DimOf, Size
 from .checks import Check, Requirement
@@ -143,13 +144,14 @@ class Site:
         return f"the result of {node.meta['op']}"
 
     def stands_in(self, name: str) -> bool:
-        """Whether the calling module makes such calls in its own forward, all for equally many channels, so that a
+        """Whether the calling module makes such calls in its own methods, all for equally many channels, so that a
         substitute can make them."""
         dim = _CHANNELS.get(name, -1)
         module = self.modules[self.path]
         calls = self.node.graph.calls.get((name, self.path), ())
         kinds = (type(module), *extended(type(module)))
-        known = {kind.forward.__code__ for kind in kinds if names_norm(kind, name)}
+        reached = [function for kind in kinds for function in chain(*norm_functions(kind, (name,)).values())]
+        known = {function.__code__ for function in reached}
         alike = all(n.meta["caller"].code in known for n in calls)
         return alike and "forward" not in vars(module) and len({n.meta["shape"][dim:][:1] for n in calls}) == 1
 

@@ -68,9 +68,11 @@ def _places_read(node: Node) -> bool:
 
 
 def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
-    """The labels of the one dimension that statistics run over, if they vary along nothing else."""
-    labels = input.along(dims[0]) if len(dims) == 1 and input.ndim else None
-    return labels.reshape(-1) if labels is not None and len(varying(labels)) == 1 else None
+    """The labels of the first dimension that statistics run over, if they vary along no other, and the others along
+    none."""
+    first, *others = [input.along(d) for d in dims] if input.ndim else [None]
+    alone = first is not None and len(varying(first)) == 1 and all(o is None for o in others)
+    return first.reshape(-1) if first is not None and alone else None
 
 
 def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
@@ -85,15 +87,14 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     nodes.sort(key=lambda n: n.place)
     if known is None or "forward" in vars(module) or not _alike(nodes, type(module), known):
         return None
-    over = {n: _dims(n) == [dim] and n.all_input_nodes[0].meta["shape"][dim] == labels.size for n in nodes}
+    over = {n: _dims(n)[:1] == [dim] and n.all_input_nodes[0].meta["shape"][dim] == labels.size for n in nodes}
     places = {i % len(known) for i, n in enumerate(nodes) if over[n]}
     swap = named(type(module), places)
     if sum(over.values()) * len(known) != len(places) * len(nodes):
         return None  # one runs over channels in one call, over something else in another
     if getattr(type(module), "counted_statistics", swap) != swap or (site.stock and swap != COUNTED):
         return None
-    means = [_distance(n.all_input_nodes[0]).all_input_nodes[1] for n in nodes if over[n] and _centred(n)]  # type: ignore[union-attr]
-    if not all(over.get(mean) for mean in means):
+    if not all(_is_one(n) for n in nodes if over[n] and _centred(n)):
         return None
     source = site.node.all_input_nodes[0]
     if _centred(site.node):
@@ -136,6 +137,13 @@ def _centred(node: Node) -> bool:
     """Whether this is the mean of squared distances from a mean."""
     distance = _distance(node.all_input_nodes[0]) if node.meta["op"] == "mean" else None
     return distance is not None and distance.all_input_nodes[1].meta["op"] == "mean"
+
+
+def _is_one(node: Node) -> bool:
+    """Whether the distances whose squares a mean is taken of are from one number for all of them."""
+    distance = _distance(node.all_input_nodes[0])
+    shape = distance.all_input_nodes[1].meta["shape"] if distance is not None else ()
+    return len(shape) == len(node.all_input_nodes[0].meta["shape"]) and all(shape[d] == 1 for d in _dims(node))
 
 
 def _distance(squared: Node) -> Node | None:
