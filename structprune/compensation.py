@@ -6,7 +6,6 @@ one, lead elsewhere.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import types
@@ -18,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .nn import NORMS, batch_norm, group_norm, layer_norm, refuse_script, rms_norm, unannounced
-from .source import CannotRewriteError, methods_of
+from .source import CannotRewriteError, helpers_of, methods_of, reached
 
 
 def compensated(kind: type[nn.Module], channels: int) -> type[nn.Module]:
@@ -58,7 +57,7 @@ def _rebound(function: types.FunctionType, channels: int, made: dict[types.Funct
     own.__kwdefaults__, own.__module__ = function.__kwdefaults__, function.__module__
     made[function] = own
     namespace.update({key: instead[id(value)] for key, value in namespace.items() if id(value) in instead})
-    helpers = {n: h for n, h in _helpers(function).items() if any(_names(f, NORMS) for f in _reached(h))}
+    helpers = {n: h for n, h in helpers_of(function).items() if any(_names(f, NORMS) for f in reached(h))}
     namespace.update({name: _rebound(helper, channels, made) for name, helper in helpers.items()})
     namespace.pop("__name__", None)  # torch.compile would find the module's own globals by it, in PyTorch 2.8 and 2.11
     return own
@@ -109,32 +108,13 @@ def norm_functions(kind: type[nn.Module], norms: tuple[str, ...] = NORMS) -> dic
 @functools.cache
 def _norm_functions(kind: Any, norms: tuple[str, ...]) -> dict[str, list[types.FunctionType]]:
     try:
-        names = methods_of(kind)
+        methods = methods_of(kind)
     except CannotRewriteError:  # that of a layer of PyTorch
-        names = ["forward"]
-    found = {name: inspect.getattr_static(kind, name) for name in names}
-    reached = {name: _reached(method) for name, method in found.items() if isinstance(method, types.FunctionType)}
-    naming = {name: [f for f in functions if _names(f, norms)] for name, functions in reached.items()}
+        methods = {"forward": inspect.getattr_static(kind, "forward")}
+    if not all(isinstance(method, types.FunctionType) for method in methods.values()):
+        return {}
+    naming = {name: [f for f in reached(method) if _names(f, norms)] for name, method in methods.items()}
     return {name: functions for name, functions in naming.items() if functions}
-
-
-def _reached(method: types.FunctionType) -> list[types.FunctionType]:
-    """A method, and the functions that it calls by their names, directly or through others."""
-    found = [method]
-    for function in found:
-        found += [helper for helper in _helpers(function).values() if helper not in found]
-    return found
-
-
-def _helpers(function: types.FunctionType) -> dict[str, types.FunctionType]:
-    """The functions that a function calls by their names, but those of PyTorch."""
-    names = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
-    known = {name: function.__globals__.get(name) for name in names}
-    return {
-        name: value
-        for name, value in known.items()
-        if isinstance(value, types.FunctionType) and not (value.__module__ or "").startswith("torch.")
-    }
 
 
 def _names(function: types.FunctionType, norms: Collection[str]) -> bool:

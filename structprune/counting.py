@@ -12,11 +12,10 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-import inspect
 import math
 import re
 from collections.abc import Collection
-from types import CodeType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from .nn import refuse_script, unannounced, widened
 from .ops import NUMPY
-from .source import CannotRewriteError, Rewriter, checksum, methods_of, recompiled
+from .source import CannotRewriteError, Rewriter, checksum, methods_of, names_in, reached, recompiled
 
 COUNTED = "counted"
 _SOME = re.compile(rf"{COUNTED}((?: \d+)+) @[0-9a-f]{{8}}")
@@ -111,7 +110,7 @@ def named(kind: type[nn.Module], places: Collection[int]) -> str:
     kind = uncounted(kind)
     if len(places) == len(ghosts(kind) or ()):
         return COUNTED
-    return " ".join([COUNTED, *map(str, sorted(places)), f"@{checksum(kind):08x}"])
+    return " ".join([COUNTED, *map(str, sorted(places)), f"@{checksum(functions_of(kind)):08x}"])
 
 
 def places_of(swap: str) -> tuple[int, ...] | None:
@@ -170,10 +169,11 @@ def ghosts(kind: type[nn.Module]) -> tuple[bool, ...] | None:
     return None if source is None else source[1]
 
 
-def codes(kind: type[nn.Module]) -> set[CodeType]:
-    """The code from which a norm's statistics must be called."""
-    kind = uncounted(kind)
-    return {inspect.getattr_static(kind, name).__code__ for name in methods_of(kind)}
+def functions_of(kind: type[nn.Module]) -> list[FunctionType]:
+    """Those from which a norm's statistics must be called, in the order of `ghosts`: the methods of a class, and the
+    functions that they call."""
+    methods = methods_of(uncounted(kind))
+    return [*methods.values(), *_helpers(methods.values())]
 
 
 def uncounted(kind: type[nn.Module]) -> type[nn.Module]:
@@ -188,10 +188,34 @@ def _counting_source(kind: Any, places: tuple[int, ...]) -> tuple[dict[str, Any]
         return None
     rewriter = _Count(places)
     try:
-        methods = {name: recompiled(kind, name, rewriter) for name in methods_of(kind)}
+        methods = methods_of(kind)
+        rewriter.names = _helpers(methods.values())
+        made = {name: recompiled(method, rewriter) for name, method in methods.items()}
+        made |= {name: recompiled(helper, rewriter, _MODULE) for helper, name in rewriter.names.items()}
     except (CannotRewriteError, OSError, TypeError, SyntaxError):
         return None
-    return (methods, tuple(rewriter.found)) if rewriter.found else None
+    return (made, tuple(rewriter.found)) if rewriter.found else None
+
+
+_MODULE = "counted_module"  # what a function that has become a method calls the module
+
+
+def _helpers(methods: Collection[FunctionType]) -> dict[FunctionType, str]:
+    """The functions that are to become methods, and their names: those that lead to a statistic, as far as they can."""
+    found = [f for f in reached(*methods) if f not in methods and any(map(_has_statistics, reached(f)))]
+    return {f: f"counted_function_{i}" for i, f in enumerate(f for f in found if _can_be_method(f))}
+
+
+def _has_statistics(function: FunctionType) -> bool:
+    return not set(names_in(function.__code__)).isdisjoint(STATISTICS)
+
+
+def _can_be_method(function: FunctionType) -> bool:
+    try:
+        recompiled(function, _Count(), _MODULE)
+    except (CannotRewriteError, OSError, TypeError, SyntaxError):
+        return False
+    return True
 
 
 class _Count(Rewriter, ast.NodeTransformer):
@@ -202,6 +226,14 @@ class _Count(Rewriter, ast.NodeTransformer):
         self.found: list[bool] = []
         self.counts: dict[tuple[Any, ...], bool] = {}
         self.assigned: dict[str, ast.expr] = {}
+        self.names: dict[FunctionType, str] = {}  # what functions are called that have become methods
+        self.bound: set[str] = set()  # names of the method's own
+
+    def enter(self, method: ast.FunctionDef) -> None:
+        nodes = list(ast.walk(method))
+        self.bound = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+        self.bound.update(n.arg for n in nodes if isinstance(n, ast.arg))
+        self.assigned = {}
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         before = copy.deepcopy(node.value)
@@ -212,11 +244,19 @@ class _Count(Rewriter, ast.NodeTransformer):
                 self.assigned[target.id] = before
         return node
 
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        """What was computed from a name is no longer so, once it has another value."""
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A function that has become a method; what was computed from a name is no longer so, once it has another
+        value."""
         if not isinstance(node.ctx, ast.Load):
             self.assigned = {k: e for k, e in self.assigned.items() if k != node.id and not _reads(e, node.id)}
+        elif (name := self._method(node.id)) is not None:
+            return ast.copy_location(ast.Attribute(ast.Name(self.owner, ast.Load()), name, ast.Load()), node)
         return node
+
+    def _method(self, name: str) -> str | None:
+        """What the function of this name is called, if it has become a method."""
+        found = self.scope.get(name) if name not in self.bound else None
+        return self.names.get(found) if isinstance(found, FunctionType) else None
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         function = node.func
@@ -289,7 +329,8 @@ class _Again(_Count):
 
     def __init__(self, first: _Count) -> None:
         super().__init__()
-        self.owner, self.scope, self.assigned, self.counts = first.owner, first.scope, first.assigned, first.counts
+        self.owner, self.scope, self.names, self.bound = first.owner, first.scope, first.names, first.bound
+        self.assigned, self.counts = first.assigned, first.counts
 
     def _counts(self, node: ast.Call, centred: bool) -> bool:
         return self.counts[_where(node)]

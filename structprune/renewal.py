@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dis
 import functools
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
@@ -45,7 +44,7 @@ def made_anew(kind: type[nn.Module]) -> Mapping[str, str]:
 @functools.cache
 def _made_anew(kind: Any) -> dict[str, str]:
     try:
-        queue = [inspect.getattr_static(kind, name) for name in methods_of(kind)]
+        queue = list(methods_of(kind).values())
     except CannotRewriteError:  # PyTorch's own
         return {}
     found: dict[str, str] = {}

@@ -49,7 +49,8 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         return None
     numbers: list[int] = []
     try:
-        methods = {name: recompiled(kind, name, _Hoist(numbers)) for name in methods_of(kind)}
+        plain = methods_of(kind)
+        methods = {name: recompiled(method, _Hoist(numbers)) for name, method in plain.items()}
     except (CannotRewriteError, OSError, TypeError, SyntaxError):  # no source, or not such a source
         return None
     if not numbers:
@@ -59,7 +60,7 @@ def _rewritten(kind: Any) -> type[nn.Module] | None:
         return _rebuild, (kind,), vars(self)
 
     members = {
-        **methods, NUMBERS: tuple(numbers), "checksum": checksum(kind), "__reduce_ex__": reduce,
+        **methods, NUMBERS: tuple(numbers), "checksum": checksum(plain.values()), "__reduce_ex__": reduce,
         "__prepare_scriptable__": refuse_script, "__module__": __name__, "__doc__": kind.__doc__,
     }  # fmt: skip
     return type("Rewritten" + kind.__name__, unannounced(kind), members)

@@ -4,10 +4,11 @@ from __future__ import annotations
 import __future__
 
 import ast
+import dis
 import inspect
 import textwrap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MappingProxyType
 from typing import Any
 
@@ -18,9 +19,10 @@ class CannotRewriteError(Exception):
     """This source is beyond us."""
 
 
-def methods_of(kind: type[nn.Module]) -> list[str]:
+def methods_of(kind: type[nn.Module]) -> dict[str, FunctionType]:
     """`forward`, and the methods that it calls by `self.name`, directly or through others."""
-    found, queue = [], ["forward"]
+    found: dict[str, FunctionType] = {}
+    queue = ["forward"]
     while queue:
         name = queue.pop()
         if name in found:
@@ -30,7 +32,7 @@ def methods_of(kind: type[nn.Module]) -> list[str]:
             if name == "forward":
                 raise CannotRewriteError
             continue
-        found.append(name)
+        found[name] = method
         queue += [n for n in names_in(method.__code__) if isinstance(_own(kind).get(n), FunctionType)]
     return found
 
@@ -49,11 +51,28 @@ def names_in(code: CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
-def checksum(kind: type[nn.Module]) -> int:
-    """Of the source of `forward` and the methods that it calls: what was found at a place in it is there as long as
-    this is the same."""
-    source = "".join(inspect.getsource(inspect.getattr_static(kind, name)) for name in methods_of(kind))
-    return zlib.crc32(source.encode())
+def helpers_of(function: FunctionType) -> dict[str, FunctionType]:
+    """The functions that a function calls by their names, but those of PyTorch."""
+    names = dict.fromkeys(i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
+    known = {name: function.__globals__.get(name) for name in names}
+    return {
+        name: value
+        for name, value in known.items()
+        if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("torch.")
+    }
+
+
+def reached(*functions: FunctionType) -> list[FunctionType]:
+    """Functions, and those that they call by their names, directly or through others."""
+    found = list(functions)
+    for function in found:
+        found += [helper for helper in helpers_of(function).values() if helper not in found]
+    return found
+
+
+def checksum(functions: Iterable[FunctionType]) -> int:
+    """Of their source: what was found at a place in it is there as long as this is the same."""
+    return zlib.crc32("".join(map(inspect.getsource, functions)).encode())
 
 
 class Rewriter(ast.NodeTransformer):
@@ -82,14 +101,18 @@ def _binds(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.arg) and node.arg == name
 
 
-def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> FunctionType:
-    """A method of `kind`, rewritten; raises CannotRewriteError, OSError (no source), SyntaxError or TypeError."""
-    method: FunctionType = inspect.getattr_static(kind, name)
+def recompiled(method: FunctionType, rewriter: Rewriter, owner: str = "") -> FunctionType:
+    """A method, rewritten; or a function, which becomes a method if it is told what to call the module.
+
+    Raises CannotRewriteError, OSError (no source), SyntaxError or TypeError.
+    """
     lines, first = inspect.getsourcelines(method)
     definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
     if not isinstance(definition, ast.FunctionDef) or definition.decorator_list or hasattr(method, "__wrapped__"):
         raise CannotRewriteError
-    arguments = [*definition.args.posonlyargs, *definition.args.args]
+    arguments = definition.args.posonlyargs or definition.args.args
+    if owner:
+        arguments.insert(0, ast.arg(owner))
     if not arguments:
         raise CannotRewriteError
     rewriter.owner, rewriter.scope = arguments[0].arg, method.__globals__
@@ -99,7 +122,9 @@ def recompiled(kind: type[nn.Module], name: str, rewriter: Rewriter) -> Function
     definition.args.kw_defaults = [d and ast.Constant(None) for d in definition.args.kw_defaults]
     code = _compiled(definition, method.__code__, first)
     cells = dict(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
-    made = FunctionType(code, method.__globals__, name, method.__defaults__, tuple(cells[n] for n in code.co_freevars))
+    made = FunctionType(
+        code, method.__globals__, method.__name__, method.__defaults__, tuple(cells[n] for n in code.co_freevars)
+    )
     made.__kwdefaults__ = method.__kwdefaults__
     made.__qualname__, made.__module__, made.__doc__ = method.__qualname__, method.__module__, method.__doc__
     return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from helpers import assert_exact, assert_exact_or_nothing, assert_kept, masked_o
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
+from torch.utils.checkpoint import checkpoint
 
 import structprune as sp
 
@@ -380,8 +382,34 @@ class Response(Written):  # ConvNeXt V2's global response normalisation
         return self.shaped(self.gain) * (x * n) + self.shaped(self.bias) + x
 
 
+def centre(x: Tensor, dim: int = -1) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
+def standardise(x: Tensor, dim: int, *, eps: float = 1e-5) -> Tensor:
+    centred = centre(x, dim)
+    return centred * torch.rsqrt(torch.square(x).mean(dim, keepdim=True) + eps)
+
+
+class Function(Written):  # what is called first is written last
+    def forward(self, x: Tensor) -> Tensor:
+        return standardise(x, self.dim) * self.shaped(self.gain) + x.std(self.dim, keepdim=True)
+
+
+class Handed(Written):  # the function is an argument, and goes by another name
+    def forward(self, x: Tensor) -> Tensor:
+        norm = standardise
+        return checkpoint(norm, x, self.dim, use_reentrant=False) * self.shaped(self.gain)  # type: ignore[no-any-return]
+
+
+class Twice(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.shaped(self.gain)
+        return centre(standardise(x, self.dim) * gain, self.dim) * gain
+
+
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response)
+WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response, Function, Handed, Twice)
 
 
 class ByMode(nn.Module):
@@ -473,6 +501,7 @@ def test_layer_norms_by_hand(kind: type[Written], tmp_path: Any) -> None:
     sp.save(result, tmp_path / "out")
     torch.testing.assert_close(sp.load(tmp_path / "out", model)(WORDS), small(WORDS))
     torch.testing.assert_close(torch.compile(small, backend="eager", fullgraph=True)(WORDS), small(WORDS))
+    torch.compiler.reset()  # it counts how often the code of one class was compiled
     torch.testing.assert_close(torch.export.export(small, (WORDS,)).module()(WORDS), small(WORDS))
 
 
@@ -543,6 +572,37 @@ def test_standardised_filters_of_what_is_not_zero() -> None:
     """Zero weights become -mean, which the masked inputs would have to cancel."""
     layers = Standardised(3, 8, 3), nn.Sigmoid(), Standardised(8, 4, 3)
     assert_kept(randomise(nn.Sequential(*layers).double()), IMAGES, "0.weight[0]", "may not be zero")
+
+
+class Shadowed(Written):
+    """A function of its own, by the name of another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def centre(x: Tensor, dim: int) -> Tensor:
+            return x * x.mean(dim, keepdim=True)
+
+        return centre(x, self.dim)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    yield
+
+
+@quiet()
+def decorated(x: Tensor, dim: int) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
+class Decorated(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return decorated(x, self.dim)
+
+
+@pytest.mark.parametrize("kind", [Shadowed, Decorated])
+def test_functions_that_cannot_become_methods(kind: type[Written]) -> None:
+    model = randomise(nn.Sequential(nn.Linear(16, 24), kind(24, ""), nn.Linear(24, 5)).double())
+    assert_kept(model, WORDS, "0.weight[0]", "mean runs over it")
 
 
 class Other(Written):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..counting import COUNTED, EXTREMES, STATISTICS, codes, ghosts, named
+from ..counting import COUNTED, EXTREMES, STATISTICS, functions_of, ghosts, named
 from ..labels import IntArray, Labels, varying
 from ..nodes import Node
 from .normalization import Fold, Swap, foldable
@@ -84,14 +84,14 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     module = site.modules[site.path]
     known = ghosts(type(module))
     nodes = [n for op in STATISTICS for n in site.node.graph.calls.get((op, site.path), ()) if _is_statistic(n)]
-    nodes.sort(key=lambda n: n.place)
-    if known is None or "forward" in vars(module) or not _alike(nodes, type(module), known):
+    placed = _placed(nodes, type(module), known) if known is not None and "forward" not in vars(module) else None
+    if placed is None:
         return None
     over = {n: _dims(n)[:1] == [dim] and n.all_input_nodes[0].meta["shape"][dim] == labels.size for n in nodes}
-    places = {i % len(known) for i, n in enumerate(nodes) if over[n]}
+    places = {placed[n] for n in nodes if over[n]}
     swap = named(type(module), places)
-    if sum(over.values()) * len(known) != len(places) * len(nodes):
-        return None  # one runs over channels in one call, over something else in another
+    if not all(over[n] for n in nodes if placed[n] in places):
+        return None  # it runs over channels in one call, over something else in another
     if getattr(type(module), "counted_statistics", swap) != swap or (site.stock and swap != COUNTED):
         return None
     if not all(_is_one(n) for n in nodes if over[n] and _centred(n)):
@@ -104,18 +104,19 @@ def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:
     return Swap(site.path, "stock" if site.stock else swap, labels.size, labels)
 
 
-def _alike(nodes: Sequence[Node], kind: type[nn.Module], known: Sequence[bool]) -> bool:
-    """Whether these are the statistics in the source of a class, all of them, in order, as often as it was called."""
-    rounds = len(nodes) // len(known)
-    calls = [n.meta["caller"] for n in nodes]
-    told = all(call.code in codes(kind) for call in calls)
-    if not told or len(set(calls)) != len(known) or calls != calls[: len(known)] * rounds:
-        return False  # what was not reached would count channels, too
+def _placed(nodes: Sequence[Node], kind: type[nn.Module], known: Sequence[bool]) -> dict[Node, int] | None:
+    """Where these statistics are in the source of a class, if they are those in it, and all of them."""
+    codes = [function.__code__ for function in functions_of(kind)]
+    calls = {n.meta["caller"] for n in nodes}
+    if len(calls) != len(known) or not all(call.code in codes for call in calls):
+        return None  # what was not reached would count channels, too
     if any(user.meta["inplace"] for n in nodes for user in n.users if user.op == "call_function"):
-        return False  # what a name stands for changes between the lines
+        return None  # what a name stands for changes between the lines
     if any(isinstance(_dim(n), bool) for n in nodes):
-        return False  # the subclass would take it for a dimension
-    return [_centred(n) for n in nodes] == list(known) * rounds
+        return None  # the subclass would take it for a dimension
+    order = sorted(calls, key=lambda call: (codes.index(call.code), call.instruction))
+    placed = {n: order.index(n.meta["caller"]) for n in nodes}
+    return placed if all(_centred(n) == known[place] for n, place in placed.items()) else None
 
 
 def _is_statistic(node: Node) -> bool:
