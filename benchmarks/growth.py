@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     for tool in ("torch_pruning", "torchvision", "structprune"):
         importlib.import_module(tool)  # once, and not in every process
     for series in SERIES:
-        if matches(series.name.lower(), options.only):
+        if matches(series.name, options.only):
             sweep(series, options)
 
 

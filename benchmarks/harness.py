@@ -106,8 +106,8 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def matches(name: str, patterns: Iterable[str] | None) -> bool:
-    """Whether one of the patterns fits the name; without any, all names do."""
-    return patterns is None or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    """Whether one of the patterns fits the name, in whatever case; without any, all names do."""
+    return patterns is None or any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
 
 
 # -- results ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from .nodes import Node, map_nodes
 from .ops import is_pointwise
 from .program import Program, map_tensors
 from .readers import Reader, reader_of
-from .rules.zeros import overwritten
+from .rules.overwritten import overwritten
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 _NAN = float("nan")

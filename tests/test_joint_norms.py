@@ -165,3 +165,84 @@ class Two(nn.Module):
 
 def test_a_norm_that_meets_a_value_that_keeps_its_channels() -> None:
     assert assert_exact(randomise(Two().double()), IMAGES, ratio=0.5).model.conv.out_channels == 3
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation: Qiao, Wang, Liu, Shen, Yuille, 2019."""
+
+    def standard(self, w: Tensor) -> Tensor:
+        mean, var = w.mean([1, 2, 3], keepdim=True), w.var([1, 2, 3], unbiased=False, keepdim=True)
+        return (w - mean) * (var + 1e-5).rsqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.standard(self.weight), self.bias, self.stride, self.padding)
+
+
+class ByDeviation(Standardised):
+    def standard(self, w: Tensor) -> Tensor:
+        return (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True).expand_as(w) + 1e-5)
+
+
+class ByBoth(Standardised):  # Big Transfer's
+    def standard(self, w: Tensor) -> Tensor:
+        var, mean = torch.var_mean(w, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        return (w - mean) / torch.sqrt(var + 1e-10)
+
+
+class ByLayerNorm(Standardised):
+    def standard(self, w: Tensor) -> Tensor:
+        return F.layer_norm(w, w.shape[1:])
+
+
+class ByLength(Standardised):
+    """Filters of length one, or so."""
+
+    def standard(self, w: Tensor) -> Tensor:
+        return w / (w.square().sum((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+class Endless(Standardised):
+    """A filter of zeros would be divided by zero."""
+
+    def standard(self, w: Tensor) -> Tensor:
+        return w / w.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+
+class Raised(Standardised):
+    """A filter of zeros does not stay one."""
+
+    def standard(self, w: Tensor) -> Tensor:
+        return (w - w.mean([1, 2, 3], keepdim=True)).exp()
+
+
+def filters(kind: type[Standardised]) -> Any:
+    norms = nn.GroupNorm(2, 16), nn.BatchNorm2d(16)
+    layers = kind(3, 16, 3), norms[0], nn.ReLU(), kind(16, 16, 3), norms[1], nn.SiLU(), kind(16, 4, 1)
+    return randomise(nn.Sequential(*layers).double())
+
+
+@pytest.mark.parametrize("kind", [Standardised, ByDeviation, ByBoth, ByLayerNorm, ByLength])
+def test_standardised_filters(kind: type[Standardised]) -> None:
+    small = assert_exact(filters(kind), torch.cat([IMAGES, IMAGES], 2), ratio=0.5).model
+    assert [small[i].weight.shape[:2] for i in (0, 3, 6)] == [(8, 3), (8, 8), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Endless, "not finite where it would become zero"), (Raised, "may not be zero")]
+)
+def test_filters_that_do_not_stay_zero(kind: type[Standardised], why: str) -> None:
+    assert_kept(filters(kind), torch.cat([IMAGES, IMAGES], 2), "0.weight[0]", why)
+
+
+class Upwards(nn.ConvTranspose2d):
+    """The rows of such a weight are no filters: those of inputs stay zero, not those of outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        w = self.weight - self.weight.mean([1, 2, 3], keepdim=True)
+        return F.conv_transpose2d(x, w)
+
+
+def test_standardised_rows_of_transposed_convolutions() -> None:
+    layers = nn.Conv2d(3, 8, 1), Upwards(8, 8, 2, bias=False), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)
+    small = assert_exact(randomise(nn.Sequential(*layers).double()), IMAGES, ratio=0.5).model
+    assert small[1].weight.shape[:2] == (4, 8)

@@ -21,6 +21,15 @@ def true_at_zero(node: Node) -> bool:
     return _at_zero(node)[1]
 
 
+def value_at(node: Node, number: float) -> float | None:
+    """What f gives for a number, if it is one number."""
+    try:
+        out = node.target(*(torch.tensor(number) if isinstance(a, Node) else a for a in node.args), **node.kwargs)  # type: ignore[operator]
+    except (TypeError, RuntimeError):  # an argument that does not fit numbers
+        return None
+    return float(out) if isinstance(out, Tensor) and out.is_floating_point() and bool(out.isfinite()) else None
+
+
 def endless(node: Node, place: int) -> bool:
     """Whether the result is not finite where the operand at this place is zero."""
     try:

@@ -31,7 +31,7 @@ def mean(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any) 
         norm = Swap(site.path, "stock", labels.size, labels) if fold is not None and site.stock else fold or swap
         if norm is not None:
             site.norms.append(norm)
-            return sum_zeros(site, input, dims)
+            return _over_zeros(site, input, dims)
     return reduce(site, input, dims, "mean runs over it")
 
 
@@ -43,7 +43,7 @@ def spread(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: Any
     swap = _counted(site, labels, dims[0]) if labels is not None else None
     if swap is not None:
         site.norms.append(swap)
-        return sum_zeros(site, input, dims)
+        return _over_zeros(site, input, dims)
     return reduce(site, input, dims, f"{site.name} runs over it")
 
 
@@ -57,7 +57,7 @@ def extreme(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: An
     swap = _counted(site, labels, dims[0]) if labels is not None and not _places_read(site.node) else None
     if swap is not None:
         site.norms.append(swap)
-        return sum_zeros(site, input, dims)
+        return _over_zeros(site, input, dims)
     return reduce(site, input, dims, f"{site.name} runs over it")
 
 
@@ -68,11 +68,14 @@ def _places_read(node: Node) -> bool:
 
 
 def _single(input: Labels, dims: Sequence[int]) -> IntArray | None:
-    """The labels of the first dimension that statistics run over, if they vary along no other, and the others along
-    none."""
-    first, *others = [input.along(d) for d in dims] if input.ndim else [None]
-    alone = first is not None and len(varying(first)) == 1 and all(o is None for o in others)
-    return first.reshape(-1) if first is not None and alone else None
+    """The labels of the first dimension that statistics run over, if they vary along no other."""
+    labels = input.along(dims[0]) if input.ndim else None
+    return labels.reshape(-1) if labels is not None and len(varying(labels)) == 1 else None
+
+
+def _over_zeros(site: Site, input: Labels, dims: Sequence[int]) -> Labels:
+    """Statistics that count those that go of the first dimension; the others are held."""
+    return sum_zeros(site, site.held(input, dims[1:], f"{site.name} runs over it"), dims)
 
 
 def _counted(site: Site, labels: IntArray, dim: int) -> Swap | None:

@@ -8,16 +8,18 @@ known to be zero is taken not to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..einsum import einsum_of
-from ..labels import Labels, varying
+from ..labels import IntArray, Labels, varying
 from ..nodes import Node
 from ..ops import POOLS, TRANSFORMS, VIEWS, is_pointwise
-from .asked import true_at_zero, zero_at_zero
+from .asked import true_at_zero, value_at, zero_at_zero
+from .overwritten import overwritten
 
 Values = Mapping[Node, Any]
 
@@ -135,8 +137,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in _PRODUCERS:
         return _made_by_weight(node, values, zero)
     if op in _NORM_WEIGHTS:
-        spread = any(varying(c) != (1,) for c in values[node].coordinates)  # over what goes, 0 becomes -mean
-        return not (spread and op == "batch_norm") and _normed(node, zero)
+        return _normed(node, values, zero)
     if op in ("matmul", "bmm", "mm", "grouped_mm"):
         return _product(inputs, values, zero)
     if op == "einsum":
@@ -152,8 +153,7 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     if op in ("max", "min", "maximum", "minimum", "complex", "diff"):
         return _all_zero(inputs, values, zero)
     if op == "div" and len(inputs) == 2:
-        below = _unexpanded(inputs[1])
-        return zero(inputs[0]) and inputs[0] is node.args[0] and (_positive(below) or not _labelled(below, values))
+        return zero(inputs[0]) and inputs[0] is node.args[0] and _divides(inputs[1], values, zero)
     if op == "mul":
         return any(zero(n) and _covers(n, inputs, values) for n in inputs)
     if op == "where" or op == "masked_fill":
@@ -178,6 +178,24 @@ def _unexpanded(node: Node) -> Node:
     while node.meta["op"] in _ENLARGING:
         node = node.all_input_nodes[0]
     return node
+
+
+def _divides(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """Whether zero may be divided by a value where something goes."""
+    below = _unexpanded(node)
+    return not _labelled(below, values) or _positive(below) or _at_zero(below, zero) not in (0, None)
+
+
+def _at_zero(node: Node, zero: Callable[[Node], bool]) -> float | None:
+    """The one number that a value is where everything that it is computed from is zero, if that is known."""
+    if zero(node):
+        return 0.0
+    node = _unexpanded(node)
+    inputs = node.all_input_nodes
+    if len(inputs) != 1 or not (is_pointwise(node.meta["op"]) or node.meta["op"] in VIEWS):
+        return None
+    inner = _at_zero(inputs[0], zero)
+    return inner if inner is None or node.meta["op"] in VIEWS else value_at(node, inner)
 
 
 def _positive(node: Node) -> bool:
@@ -250,28 +268,64 @@ def _made_by_weight(node: Node, values: Values, zero: Callable[[Node], bool]) ->
         return False
     rank = 1 if node.meta["op"] == "linear" else int(node.meta["op"][-2]) + 1
     carried = [c for c in values[source].coordinates if c.shape[c.ndim - rank] == 1]
-    filters = zero(weight) or _standardised(weight, zero) or not _labelled(weight, values)
+    filters = zero(weight) or _filters_zero(weight, node, values) or not _labelled(weight, values)
     return filters and (not carried or (zero(source) and bias is None))
 
 
-def _standardised(node: Node, zero: Callable[[Node], bool]) -> bool:
-    """Whether these are filters, standardised one by one: those that go stay zero, whatever happens to their inputs."""
-    while node.meta["op"] in ("reshape_as", "view_as", "reshape", "view"):
-        node = node.all_input_nodes[0]
-    return node.meta["op"] == "batch_norm" and node.meta["shape"][0] == 1 and _normed(node, zero)
+def _filters_zero(weight: Node, node: Node, values: Values) -> bool:
+    """Whether a computed weight is zero where filters go, whatever is where their inputs go: standardised filters."""
+    labels = values.get(weight)
+    own = labels.along(0) if isinstance(labels, Labels) and "transpose" not in node.meta["op"] else None
+    return own is not None and is_zero(weight, _Only(values, own), {}, {})
 
 
-def _normed(node: Node, zero: Callable[[Node], bool]) -> bool:
-    """A masked scale and shift leave nothing; without them zero must come in, and its mean be zero."""
+class _Only(Mapping[Node, Any]):
+    """Labels of values, of which only those that are among `labels` go."""
+
+    def __init__(self, values: Values, labels: IntArray) -> None:
+        self.whole, self.labels = values, labels[labels > 0]
+
+    def __getitem__(self, node: Node) -> Any:
+        found = self.whole[node]
+        if isinstance(found, dict):
+            return {i: self._of(part) for i, part in found.items()}
+        return self._of(found)
+
+    def _of(self, part: Any) -> Any:
+        if not isinstance(part, Labels):
+            return part
+        return Labels(part.shape, tuple(c for c in part.coordinates if np.isin(c, self.labels).any()))
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+
+def _normed(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """A masked scale and shift leave nothing; else zero must come in, and its mean be zero: where statistics run over
+    what goes, 0 becomes -mean."""
     op = node.meta["op"]
     first = _NORM_WEIGHTS[op] if node.target is not torch.batch_norm else 1
     weight, bias = _argument(node, first, "weight"), _argument(node, first + 1, "bias")
-    if bias is not None and not zero(bias):
+    over = _runs_over(node)
+    spread = any(d in over for c in values[node].coordinates for d in varying(c))
+    if (bias is not None and not zero(bias)) or (spread and op == "batch_norm"):
         return False
-    if weight is not None:
-        return zero(weight)
-    statistics = [n for n in node.all_input_nodes if n is not node.args[0] and n is not bias]
-    return zero(node.all_input_nodes[0]) and op in ("batch_norm", "instance_norm") and all(zero(n) for n in statistics)
+    if weight is not None and zero(weight):
+        return True
+    source, *statistics = [n for n in node.all_input_nodes if n not in (weight, bias)]
+    return zero(source) and not spread and all(zero(n) for n in statistics)
+
+
+def _runs_over(node: Node) -> Sequence[int]:
+    """The dimensions that the statistics of a norm run over."""
+    op, ndim = node.meta["op"], len(node.meta["shape"])
+    if op == "layer_norm":
+        shape: Any = _argument(node, 1, "normalized_shape")
+        return range(ndim - len(shape), ndim)
+    return {"batch_norm": (0, *range(2, ndim)), "instance_norm": range(2, ndim)}.get(op, range(1, ndim))
 
 
 def _filled_with(node: Node) -> list[Any]:
@@ -322,39 +376,3 @@ def _einsum(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         for c in labels.coordinates
     ]
     return all(any({right[d] for d in varying(c)} <= part for part in covered) for c in values[node].coordinates)
-
-
-def _shares(node: Node) -> bool:
-    """Whether a node's result may be its first operand's memory."""
-    return _writes(node) or node.meta["op"] in VIEWS
-
-
-def _writes(node: Node) -> bool:
-    """Whether an operation writes into its first operand: `relu_(x)`, `relu(x, inplace=True)`."""
-    return bool(node.meta.get("inplace") or node.kwargs.get("inplace"))
-
-
-def overwritten(source: Node, reader: Node, zero: Callable[[Node], bool]) -> bool:
-    """Whether, before it is read, something else writes in place into what `source` shares memory with, values that may
-    not be zero."""
-    if not _shares(source) and not any(_shares(user) for user in source.users if user is not reader):
-        return False
-    chain = {source}
-    base = source
-    while base.all_input_nodes and _shares(base):
-        base = base.all_input_nodes[0]
-        chain.add(base)
-    if base not in base.graph.writers:
-        base.graph.writers[base] = _writers(base)
-    return any(n.place < reader.place and n not in chain and not zero(n) for n in base.graph.writers[base])
-
-
-def _writers(base: Node) -> list[Node]:
-    """What writes into the memory of a value, or of its views."""
-    family, queue = {base}, [base]
-    while queue:
-        for user in queue.pop().users:
-            if _shares(user) and user not in family and user.all_input_nodes[0] in family:
-                family.add(user)
-                queue.append(user)
-    return [n for n in family if _writes(n)]
