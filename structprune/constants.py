@@ -10,18 +10,19 @@ Batch norms and dropout count as they are in eval mode, in programs that were tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .constant_rules import RANDOM, RULES, pointwise, unknown
+from .inventory import Inventory
 from .nodes import Node, map_nodes
+from .numbers import Numbers
 from .ops import is_pointwise
 from .program import Program, map_tensors
 from .readers import Reader, reader_of
-from .rules.overwritten import overwritten
+from .rules.overwritten import overwritten, writers_of
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 _NAN = float("nan")
@@ -38,13 +39,14 @@ def compress(value: Tensor) -> Tensor:
 
 
 class Knowns:
-    """The knowns of one program; `tensors` are the model's by name."""
+    """The knowns of one program of a model."""
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, program: Program, parts: Inventory) -> None:
         self.training = program.training
         self.values: dict[Node, Any] = {}
         self.fixed: set[Node] = set()  # made of parameters alone
-        self._tensors = tensors
+        self._tensors = parts.tensors
+        self._numbers = Numbers(program, parts)
         for node in program.graph.nodes:
             if node.op != "output":
                 self.values[node] = self._value(node)
@@ -74,7 +76,7 @@ class Knowns:
         rank = len(node.meta.get("shape", ()))
         if op == "parameter":
             tensor = self._tensors[node.meta["tensor"]]
-            if not tensor.is_floating_point() or tensor.is_meta:
+            if not tensor.is_floating_point() or tensor.is_meta or self._changes(node):
                 return unknown(rank)
             self.fixed.add(node)
             return tensor.detach().cpu()  # in its own dtype: large weights are read by readers alone
@@ -82,9 +84,22 @@ class Knowns:
             return torch.full_like(unknown(rank), _MADE.get(op, _NAN))
         if not node.meta.get("dtype", torch.float32).is_floating_point:
             return unknown(rank)
+        if not self._numbers.same(node) or self._chooses(node):
+            return self._shaped(node, None)
         if all(n in self.fixed for n in node.all_input_nodes) and op not in RANDOM and op != "item":
             self.fixed.add(node)
         return self._shaped(node, self._apply(node))
+
+    def _changes(self, node: Node) -> bool:
+        """Whether a call may leave something else in a buffer than it found."""
+        return bool(writers_of(node)) or node.meta["tensor"].rpartition(".")[2] in self._numbers.changing
+
+    def _chooses(self, node: Node) -> bool:
+        """Whether it depends on the size of the input how much is taken of a table, which may be constant in part."""
+        if node.meta["op"] not in ("getitem", "narrow", "select") or not self._numbers.sized(node):
+            return False
+        table = compress(self.values[node.all_input_nodes[0]])
+        return sum(size > 1 for size in table.shape) > 1
 
     def _apply(self, node: Node) -> Any:
         op = node.meta["op"]

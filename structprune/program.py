@@ -45,6 +45,7 @@ class Program:
     visits: list[Visit] = field(default_factory=list)  # of the outermost modules that were watched
     seen: set[AttributeOf] = field(default_factory=set)  # floats that something other than an operation took
     reused: Mapping[str, str] = field(default_factory=dict)  # see `renewal`
+    numeric: bool = False  # numbers are among the arguments
 
     def mark_unread(self) -> None:
         """Marks what runs without any output depending on it: it must still fit, but its values do not matter."""
@@ -137,6 +138,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def sizes_in(value: Any) -> Iterator[Size]:
     """The sizes in such a nest."""
     return _leaves(value, Size, ())
+
+
+def has_numbers(value: Any) -> bool:
+    """Whether there are numbers in such a nest."""
+    return any(not isinstance(number, bool) for number in _leaves(value, (int, float), ()))
 
 
 def _leaves(value: Any, kind: Any, inside: tuple[int, ...]) -> Iterator[Any]:

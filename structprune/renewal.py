@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -41,8 +41,14 @@ def made_anew(kind: type[nn.Module]) -> Mapping[str, str]:
     return _made_anew(key)
 
 
+def set_in_forward(kind: type[nn.Module]) -> Collection[str]:
+    """The attributes that the `forward` of a class, or functions of its package that it calls, set in whatever way."""
+    key: Any = kind
+    return _made_anew(key, True)
+
+
 @functools.cache
-def _made_anew(kind: Any) -> dict[str, str]:
+def _made_anew(kind: Any, updated: bool = False) -> dict[str, str]:
     try:
         queue = list(methods_of(kind).values())
     except CannotRewriteError:  # PyTorch's own
@@ -55,7 +61,7 @@ def _made_anew(kind: Any) -> dict[str, str]:
         if code not in seen:
             seen.add(code)
             where = f"{function.__qualname__} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
-            found.update(dict.fromkeys(_set_by(code), where))
+            found.update(dict.fromkeys(_set_by(code, updated), where))
             queue += _called(function)
     return found
 
@@ -76,16 +82,17 @@ _SETTERS = frozenset({"register_buffer", "setattr", "vars", "__dict__", "_buffer
 _UPDATES = frozenset({"+=", "-=", "*=", "/=", "//=", "%=", "**=", "@=", "&=", "|=", "^=", "<<=", ">>="})
 
 
-def _set_by(code: CodeType) -> Iterator[str]:
-    """The names of attributes that a function sets, but not from their old values, as it does running means."""
+def _set_by(code: CodeType, updated: bool) -> Iterator[str]:
+    """The names of attributes that a function sets; those that it sets from their old values, as it does running means,
+    only if `updated`."""
     read: list[str] = []  # in this expression
     updates = False  # x.table.data *= ...
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             read.append(instruction.argval)
         elif instruction.opname == "STORE_ATTR" and instruction.argval == "data":  # x.table.data = ...
-            yield from read[-1:] if not updates else ()
-        elif instruction.opname == "STORE_ATTR" and instruction.argval not in read:
+            yield from read[-1:] if updated or not updates else ()
+        elif instruction.opname == "STORE_ATTR" and (updated or instruction.argval not in read):
             yield instruction.argval
         updates |= instruction.opname.startswith("INPLACE") or instruction.argrepr in _UPDATES
         if "JUMP" in instruction.opname or instruction.opname.startswith("STORE"):
@@ -97,4 +104,4 @@ def _set_by(code: CodeType) -> Iterator[str]:
         yield from (constant for constant in constants if isinstance(constant, str))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _set_by(constant)
+            yield from _set_by(constant, updated)

@@ -170,7 +170,7 @@ def by_zeros(graph: ChannelGraph) -> ChannelGraph:
 
 def find_dead(graph: ChannelGraph) -> tuple[Liveness, PruningPlan]:
     """The dead units that can go, and the plan that removes them."""
-    liveness = Liveness(graph, [Knowns(program, graph.space.tensors) for program in graph.space.programs])
+    liveness = Liveness(graph, [Knowns(program, graph.parts) for program in graph.space.programs])
     while True:
         units = np.flatnonzero(liveness.dead)
         plan, gone = settle(graph, units)

@@ -16,7 +16,7 @@ from .errors import ExampleInputsError, StructPruneError
 from .inventory import Inventory
 from .nodes import Node
 from .prepare import check_output, explained
-from .program import Call, Program, sizes_in, tensors_in
+from .program import Call, Program, has_numbers, sizes_in, tensors_in
 from .recorder import Recorder, Tags, ValuesNeeded, untag
 from .remembering import remembering_nothing
 from .renewal import reused
@@ -97,6 +97,7 @@ def _trace(
             remember_attributes(path, state, shapes, recorder.program.seen)
         _run(parts.model, call, recorder, switching)
         recorder.program.reused = reused(parts)
+        recorder.program.numeric = has_numbers((call.args, dict(call.kwargs)))
         return recorder
     finally:
         for module, kind in swapped:

@@ -50,7 +50,7 @@ def volume(h: Tensor, function: Callable[..., Any], *args: Any) -> Any:
 
 USES: dict[int, dict[str, Function]] = {
     1: {
-        "layer_norm": lambda h, m: F.layer_norm(h, h.shape[3:], m.scale[:1, 0, 0].expand(h.shape[3]) * 0.0),
+        "layer_norm": lambda h, m: F.layer_norm(h, h.shape[3:], torch.zeros_like(m.scale[:1, 0, 0]).expand(h.shape[3])),
     },
     4: {
         # element by element

@@ -22,7 +22,7 @@ FLOORS = """
     einsum
     answers checkpoint compensation copying counting importance.processes memory program readers renewal rewriting \
     rules.asked rules.overwritten rules.widths scalars rows schedules specs steady trials
-    rules.checks rules.zeros
+    numbers rules.checks rules.zeros
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask
     composition costing diagram differences fresh samples rules.attention rules.contraction rules.following rules.joining rules.matrices \

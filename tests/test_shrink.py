@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -1139,3 +1141,95 @@ def test_one_channel_stays_of_a_layer_that_is_all_zeros(empty: str, left: tuple[
     small: Any = result.model
     assert (small.a.out_channels, small.b.out_channels, small.c.out_channels) == left
     assert "left empty" in result.report.fixed["a"]
+
+
+class Numbered(nn.Module):
+    """What is constant for one input only: half of the filters are zero, and are multiplied by some number."""
+
+    def __init__(self, how: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.out, self.how = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), how
+        self.register_buffer("before", torch.tensor(0.5))
+        self.count, self.gain, self.table = 1, 0.5, nn.Parameter(torch.rand(8, 1, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.how(self, self.a(x).sigmoid(), x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def after(m: Any, x: Tensor) -> Tensor:
+    """What a call left, which leaves something else."""
+    before = m.before.clone()
+    m.before.copy_(x.mean())
+    return before  # type: ignore[no-any-return]
+
+
+class Counting(Numbered):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).sigmoid() * self.count
+        self.count += 1
+        return self.out(h.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+NUMBERED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "a size": lambda m, h, x: h * x.shape[3],
+    "a share of a size": lambda m, h, x: h / (x.shape[2] * x.shape[3]),
+    "the root of a size": lambda m, h, x: h / math.sqrt(x.shape[3]),
+    "a float": lambda m, h, x: h + float(x.size(-1)),
+    "what asks nothing of a size": lambda m, h, x: h + 0.1 * x.shape[3],
+    "the size of the batch": lambda m, h, x: h / len(x),
+    "a power": lambda m, h, x: h ** (1 / x.shape[3]),
+    "a bound": lambda m, h, x: h.clamp(max=1 / x.shape[3]),
+    "a keyword": lambda m, h, x: h.sub(x[:, :1, 1:-1, 1:-1] * 0 + 1, alpha=1 / x.shape[3]),
+    "a slope": lambda m, h, x: F.leaky_relu(h - 1, 1 / x.shape[3]),
+    "a value": lambda m, h, x: h * x.mean().item(),
+    "a part of a table": lambda m, h, x: h * m.table[..., : h.shape[3]].relu(),
+    "state": lambda m, h, x: h * after(m, x),
+}
+
+
+def grown(x: Tensor) -> Tensor:
+    return torch.cat([x, x, x], 3)
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_constants_for_one_input_alone_are_not_folded(name: str) -> None:
+    model = randomise(Numbered(NUMBERED[name]).double()).eval()
+    zero(model.a.weight, range(4))
+    with torch.no_grad():
+        model.table[:, :, 6:].neg_()
+        model.table[:4, :, :6] = 1
+    small: Any = sp.shrink(copy.deepcopy(model), images())
+    assert small.a.out_channels == 8
+    for x in (images(), grown(images())):
+        torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_attributes_that_a_call_changes_are_no_constants() -> None:
+    model = randomise(Counting(NUMBERED["a size"]).double()).eval()
+    zero(model.a.weight, range(4))
+    small: Any = sp.shrink(copy.deepcopy(model), images())
+    for _ in range(3):
+        torch.testing.assert_close(small(images()), model(images()), rtol=1e-12, atol=1e-12)
+
+
+class Scaled(Numbered):
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        return self.out((self.a(x).sigmoid() * scale).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("given", [images(), {"x": images(), "scale": 3.0}])
+def test_numbers_among_the_arguments_are_no_constants(given: Any) -> None:
+    model = randomise(Scaled(NUMBERED["a size"]).double()).eval()
+    zero(model.a.weight, range(4))
+    small = sp.shrink(copy.deepcopy(model), given)
+    for scale in (1.0, 2.0, 3.0):
+        torch.testing.assert_close(small(images(), scale), model(images(), scale), rtol=1e-12, atol=1e-12)
+
+
+def test_numbers_that_are_attributes_or_defaults_are_constants() -> None:
+    """Though the size of the input is looked at."""
+    how = lambda m, h, x: F.leaky_relu(h * m.gain + m.before).view(len(x), -1, *h.shape[2:])  # noqa: E731
+    model = randomise(Numbered(how).double()).eval()
+    zero(model.a.weight, range(4))
+    small: Any = sp.shrink(copy.deepcopy(model), images())
+    assert small.a.out_channels == 4

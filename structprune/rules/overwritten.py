@@ -29,11 +29,11 @@ def overwritten(source: Node, reader: Node, zero: Callable[[Node], bool]) -> boo
         base = base.all_input_nodes[0]
         chain.add(base)
     if base not in base.graph.writers:
-        base.graph.writers[base] = _writers(base)
+        base.graph.writers[base] = writers_of(base)
     return any(n.place < reader.place and n not in chain and not zero(n) for n in base.graph.writers[base])
 
 
-def _writers(base: Node) -> list[Node]:
+def writers_of(base: Node) -> list[Node]:
     """What writes into the memory of a value, or of its views."""
     family, queue = {base}, [base]
     while queue:
