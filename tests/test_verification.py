@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -412,3 +413,27 @@ def test_outputs_that_are_empty_from_the_start() -> None:
         model.b.bias.fill_(-1)
     with pytest.raises(sp.VerificationError, match="nothing but empty tensors"):
         sp.prune(model, torch.randn(9, 6))
+
+
+class Ended(nn.Module):
+    """Whatever is computed, it comes to one number."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Linear(6, 16), nn.Linear(16, 2), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "end", [lambda y: y * 0, lambda y: y.clamp(5, 5), lambda y: -y.abs().neg().relu(), lambda y: torch.ones_like(y)]
+)
+def test_outputs_that_are_constant_from_the_start(end: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(sp.VerificationError, match="every output of the masked model is constant"):
+        sp.prune(randomise(Ended(end)), torch.randn(9, 6))
+
+
+def test_one_number_for_each_input() -> None:
+    result = sp.prune(randomise(Ended(lambda y: y.sum())), torch.randn(9, 6))
+    assert result.plan
