@@ -23,7 +23,7 @@ from .mask import mask as mask_model
 from .modes import traced
 from .plan import PruningPlan
 from .planning import plan
-from .prepare import calls_of, check_flag, check_model, check_placement, unwrap
+from .prepare import calls_of, check_finite, check_flag, check_model, check_placement, unwrap
 from .report import Report
 from .rewriting import check_rigid, rewrites
 from .stock import check_norm
@@ -129,6 +129,7 @@ def prune(
     if ratio is not None:
         check_ratio(ratio)  # before the model runs
     graph = analyze(model, example_inputs, norm=norm, rigid=rigid)
+    check_finite(model)
     made = plan(
         graph, importance, ratio, scope, exclude, include=include, target=target, ratios=ratios, min_ratio=min_ratio,
         max_ratio=max_ratio, round_to=round_to, allocation=allocation,

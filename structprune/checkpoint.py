@@ -70,7 +70,14 @@ def fill(model: nn.Module, path: Path) -> None:
     values = _read_safetensors(path)
     for name, value in values.items():
         if value.dtype != state[name].dtype:
-            raise FileFormatError(f"{path}: {name} is {value.dtype}, the model's is {state[name].dtype}")
+            raise FileFormatError(
+                f"{path}: {name} is {value.dtype}, the model's is {state[name].dtype}; make the model in that dtype"
+            )
+    for names in homes.values():
+        first, *others = [name for name in names if name in values] or names[:1]
+        for name in others:
+            if values[name].shape == values[first].shape and not torch.equal(values[name], values[first]):
+                raise FileFormatError(f"{path}: {name} is {first} by another name, and holds other values")
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from .errors import ArgumentError, MissingPackageError, VerificationError
-from .prepare import calls_of
+from .inventory import Inventory
+from .prepare import calls_of, check_placement, check_takes
 from .program import Call, tensors_in
 from .running import errors
 from .storage import path_of, write
@@ -31,8 +32,8 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         example_inputs: as for `structprune.prune`; of several calls the first.
 
     The file appears whole or not at all; one that is there is replaced. Raises MissingPackageError without the extra
-    `onnx`, VerificationError if the two differ by more than 1e-4 (then nothing is written), and ArgumentError for a
-    folder.
+    `onnx`, ExampleInputsError if the model does not run on the examples, VerificationError if the two differ by more
+    than 1e-4 (then nothing is written), and ArgumentError for a folder.
 
     >>> from structprune.export import export_onnx
     >>> export_onnx(result.model.eval(), images, "small.onnx")
@@ -42,6 +43,8 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         if importlib.util.find_spec(name) is None:
             raise MissingPackageError(f'export to ONNX needs {name}: pip install "structprune[onnx]"')
     call = calls_of(example_inputs)[0]
+    check_placement(Inventory(model), [call])
+    check_takes(model, call)
     target = path_of(path)
     if target.is_dir():
         raise ArgumentError(f"{target} is a folder; name a file")

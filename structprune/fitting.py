@@ -79,6 +79,9 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
+        told = getattr(modules[path], "normalized_shape", None) or (getattr(modules[path], "num_channels", number),)
+        if name == NORM and number not in told:
+            raise PlanError(f"the plan has {path!r} count {number} channels, of {', '.join(map(str, told))}")
         kind = type(modules[path])
         rewrites = name == REWRITE and rewritten(kind).checksum != number
         if rewrites or (places_of(name) and not is_of(name, kind)):

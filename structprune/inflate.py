@@ -14,7 +14,7 @@ from .fitting import check_fits
 from .inventory import Inventory, modules_of, named_tensors
 from .nn import width_of_bias
 from .plan import Kept, PruningPlan
-from .prepare import check_values
+from .prepare import check_values, unwrap
 from .surgery import replace_tensors
 from .swaps import BIAS, swap
 
@@ -48,6 +48,7 @@ def inflate(plan: PruningPlan, small: nn.Module, make_model: Callable[[], nn.Mod
     for name, given in (("small", small), ("make_model", original)):
         if not isinstance(given, nn.Module):
             raise ArgumentTypeError(f"{name} must be (or make) a torch.nn.Module, not {type(given).__name__}")
+    small, original = unwrap(small), unwrap(original)
     check_values(original)
     check_fits(plan, Inventory(original))
     full = deep_copy(original)

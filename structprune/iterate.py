@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,7 +216,8 @@ class _Run:
             whole = made if whole is None else whole.then(made)
             yield Step(small, whole, number, len(goals), check)
             if folder is not None:
-                write_checkpoint(folder, number, goals, whole, [small, *self.averages], self.optimizers)
+                state = [small, *self.averages], self.optimizers, self._described()
+                write_checkpoint(folder, number, goals, whole, *state)
 
     def _asked(self, goal: dict[str, Any], graph: ChannelGraph) -> dict[str, Any]:
         """A goal as `plan` takes it: what is met already stays met, and latency is measured as the user said."""
@@ -255,5 +257,24 @@ class _Run:
             raise ArgumentError(f"{folder} holds the run of another model; choose another folder")
         if saved.goals != goals:
             raise ArgumentError(f"{folder} holds a run with other steps, targets or schedule; choose another folder")
-        saved.check_count(self.optimizers)
+        for name, text in self._described().items():
+            if saved.settings.get(name) != text:
+                raise ArgumentError(
+                    f"{folder} holds a run with {name}={saved.settings.get(name)}, not {text}; choose another folder"
+                )
+        saved.check_optimizers(self.optimizers)
         return saved
+
+    def _described(self) -> dict[str, str]:
+        """What is asked of `analyze` and `plan` at every step, in words; of what is no plain data the class."""
+        usual = {name: p.default for name, p in list(inspect.signature(plan).parameters.items())[1:]}
+        asked = {**usual, **self.analysis, **self.settings}
+        return {name: json.dumps(value, default=_named, sort_keys=True) for name, value in asked.items()}
+
+
+def _named(value: Any) -> Any:
+    """What can be said of a setting from one run to the next."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    kind = value if isinstance(value, type) or inspect.isfunction(value) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"

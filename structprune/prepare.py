@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from .copying import deep_copy
-from .errors import ArgumentTypeError, ExampleInputsError, UnsupportedModelError
+from .errors import ArgumentTypeError, ExampleInputsError, NonFiniteError, UnsupportedModelError
 from .inventory import Inventory
 from .program import Call, tensors_in
 
@@ -98,6 +98,19 @@ def check_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UnsupportedModelError(f"{name} is on the meta device, where it has no values; load the weights first")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises NonFiniteError, with its name and the count, for the first parameter or running statistic that holds NaN
+    or infinity; infinities in parameters that are not trained may be masks."""
+    running = [(n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    for name, tensor in (*model.named_parameters(), *running):
+        if tensor.is_meta or not tensor.is_floating_point() or bool(tensor.detach().sum().isfinite()):
+            continue
+        frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        bad = int((tensor.isnan() if frozen else ~tensor.isfinite()).sum())
+        if bad:
+            raise NonFiniteError(f"{name} holds {bad} values that are NaN or infinite: no output would mean anything")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -18,6 +18,7 @@ from .plan import PruningPlan
 from .storage import write
 
 NAME = "iterate.safetensors"
+_TEXTS = ("done", "goals", "optimizers", "kinds", "settings")
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,19 @@ class Checkpoint:
     plan: PruningPlan
     tensors: dict[str, Tensor]
     optimizers: list[Any]  # their state_dicts, packed
+    kinds: list[str]  # the names of their classes
+    settings: dict[str, str]
 
-    def check_count(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Raises FileFormatError unless there are as many as were saved: asked before anything is cut."""
+    def check_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Raises FileFormatError unless there are as many as were saved, of the same classes: asked before anything is
+        cut."""
         if len(optimizers) != len(self.optimizers):
             raise FileFormatError(
                 f"the checkpoint holds {len(self.optimizers)} optimizers; {len(optimizers)} were given"
             )
+        for saved, given in zip(self.kinds, _kinds(optimizers), strict=True):
+            if saved != given:
+                raise FileFormatError(f"the checkpoint holds the state of an optimizer {saved}; {given} was given")
 
     def fill(self, models: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Loads the weights into models of the right shapes (the model, its averages), and the optimizers' state."""
@@ -60,6 +67,7 @@ def write_checkpoint(
     plan: PruningPlan,
     models: Sequence[nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
+    settings: dict[str, str],
 ) -> None:
     """Writes the file whole or not at all."""
     tensors = {
@@ -68,7 +76,9 @@ def write_checkpoint(
         for name, value in model.state_dict().items()
     }
     packed = [pack(one.state_dict(), tensors, f"optimizer.{i}") for i, one in enumerate(optimizers)]
-    texts = {"done": done, "goals": goals, "optimizers": packed}
+    texts = {
+        "done": done, "goals": goals, "optimizers": packed, "kinds": _kinds(optimizers), "settings": settings,
+    }  # fmt: skip
     metadata = {**{key: json.dumps(value) for key, value in texts.items()}, "plan": plan.to_json()}
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / NAME, lambda at: safetensors.torch.save_file(tensors, str(at), metadata=metadata))
@@ -82,15 +92,20 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            done, goals, packed = (json.loads(metadata[key]) for key in ("done", "goals", "optimizers"))
+            done, goals, packed, kinds, settings = (json.loads(metadata[key]) for key in _TEXTS)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             whole = PruningPlan.from_json(metadata["plan"])
     except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a checkpoint of an iterative pruning: {error!r}") from error
     counted = type(done) is int and isinstance(goals, list) and 1 <= done <= len(goals)
-    if not counted or not isinstance(packed, list):
+    listed = isinstance(packed, list) and isinstance(kinds, list) and len(kinds) == len(packed)
+    if not counted or not listed or not isinstance(settings, dict):
         raise FileFormatError(f"{path} is not a checkpoint of an iterative pruning: its numbers of steps are damaged")
-    return Checkpoint(done, goals, whole, tensors, packed)
+    return Checkpoint(done, goals, whole, tensors, packed, kinds, settings)
+
+
+def _kinds(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+    return [type(optimizer).__name__ for optimizer in optimizers]
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -77,8 +77,8 @@ class Sensitivity:
     def plot(self, path: str | Path) -> None:
         """Draws one line for each group, drop over ratio, into an image file. Needs matplotlib.
 
-        Raises ArgumentTypeError for what is no path, ArgumentError for a kind of image that matplotlib does not know,
-        and MissingPackageError without it: `pip install structprune[plot]`.
+        Raises ArgumentTypeError for what is no path, ArgumentError for a folder and for a kind of image that matplotlib
+        does not know, and MissingPackageError without it: `pip install structprune[plot]`.
         """
         try:
             from matplotlib.figure import Figure
@@ -90,8 +90,12 @@ class Sensitivity:
             axes.plot([0, *row.drops], [0, *row.drops.values()], marker=".", label=f"{row.name} ({row.kind})")
         axes.set(xlabel="ratio of units removed", ylabel=f"drop of the metric, from {self.baseline:.4g}")
         axes.legend(fontsize="x-small", ncols=1 + len(self.rows) // 16, loc="upper left")
+        target = path_of(path)
+        if target.is_dir():
+            raise ArgumentError(f"{target} is a folder; name a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            figure.savefig(path_of(path))
+            figure.savefig(target)
         except ValueError as error:  # what the ending of the name means is for matplotlib to know
             raise ArgumentError(f"{path} cannot be drawn: {error}") from error
 

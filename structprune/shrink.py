@@ -23,7 +23,7 @@ from .inventory import fingerprint
 from .liveness import Liveness
 from .mask import zeroed
 from .plan import PruningPlan
-from .prepare import calls_of, check_flag, unwrap
+from .prepare import calls_of, check_finite, check_flag, unwrap
 from .program import Call
 from .promote import dead_by_zeros, nearly_dead
 from .report import Loss
@@ -60,7 +60,8 @@ def shrink(
     masks that were made permanent, or from a regulariser. A constant that is not zero (a bias, the shift of a batch
     norm, and what activations make of them) is folded into the bias or the batch norm behind what reads it. Under
     zero padding it is not one number; there one constant channel stays, and stands for the others of its layer.
-    A channel that cannot go is kept, with the reason in `report.fixed`. `model` stays as it is, masks included.
+    A channel that cannot go is kept, with the reason in `report.fixed`. `model` stays as it is, masks included. The
+    plan says what went, not what was folded: that is in the model, and `apply` of the plan to the original lacks it.
 
     Equal means equal in eval mode. In train mode batch norms take the statistics of the batch, and a channel that
     was constant by its running statistics is another constant there.
@@ -82,6 +83,7 @@ def shrink(
     model = unwrap(model)
     calls = calls_of(example_inputs)
     graph = analyze(unmask(model), example_inputs)
+    check_finite(graph.model)
     lost: dict[str, Loss] = {}
     change: float | None = None
     if structured is not None:

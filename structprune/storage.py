@@ -27,7 +27,7 @@ from .checkpoint import HEADER_LIMIT, fill, read_header
 from .errors import ArgumentError, ArgumentTypeError, FileFormatError, PlanError, UnsupportedModelError
 from .inventory import Inventory
 from .plan import PruningPlan
-from .prepare import check_model, check_values
+from .prepare import check_flag, check_model, check_values, unwrap
 from .specs import parse
 from .surgery import apply
 
@@ -77,6 +77,7 @@ def save(
     ):
         raise ArgumentTypeError(f"result must be what prune returns, or iterate yields, not {type(result).__name__}")
     target = path_of(path)
+    check_flag(overwrite, "overwrite")
     check_target(target, overwrite)
     parts = Inventory(result.model)
     check_model(parts)
@@ -193,11 +194,12 @@ def load(
     model = make_model if isinstance(make_model, nn.Module) else _make(saved, make_model)
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"make_model must be or return a torch.nn.Module, not {type(model).__name__}")
+    model, given = unwrap(model), model
     check_values(model)
     try:
         small = apply(saved.plan, model)
     except UnsupportedModelError:  # it cannot be copied, which one that was made for this need not be
-        if model is make_model:
+        if given is make_model:
             raise
         small = apply(saved.plan, model, inplace=True)
     fill(small, saved.weights)

@@ -262,6 +262,9 @@ def test_a_folder_for_a_file_and_the_reverse(tmp_path: Path) -> None:
     result = sp.prune(Net(), images())
     refuses(Net(), sp.ArgumentError, "is a folder", lambda m: result.report.to_html(tmp_path))
     refuses(Net(), sp.ArgumentError, "is a folder", lambda m: export_onnx(m, images(), tmp_path))
+    wrong = images(channels=4)
+    words = ["(2, 4, 8, 8)", "while running the model on example_inputs"]
+    refuses(Net(), sp.ExampleInputsError, words, lambda m: export_onnx(m, wrong, tmp_path / "a.onnx"))
     file = tmp_path / "run"
     file.touch()
     refuses(Net(), sp.ArgumentError, "is a file", lambda m: sp.iterate(m, images(), ratio=0.5, folder=file))
@@ -541,7 +544,7 @@ def test_what_is_no_module(given: Any) -> None:
             run()
 
 
-def test_wrappers_are_opened() -> None:
+def test_wrappers_are_opened(tmp_path: Path) -> None:
     model = Net()
     for wrapped in (
         nn.DataParallel(model),
@@ -552,7 +555,10 @@ def test_wrappers_are_opened() -> None:
             result = sp.prune(wrapped, images())  # type: ignore[arg-type]
             small = sp.apply(result.plan, wrapped)  # type: ignore[arg-type]
             masked = sp.mask(result.plan, wrapped)  # type: ignore[arg-type]
-        assert type(result.model) is type(small) is type(masked) is Net
+        full = sp.inflate(result.plan, torch.compile(small, backend="eager"), wrapped)  # type: ignore[arg-type]
+        sp.save(result, tmp_path, overwrite=True)
+        again = sp.load(tmp_path, wrapped)  # type: ignore[arg-type]
+        assert type(result.model) is type(small) is type(masked) is type(full) is type(again) is Net
         assert not any(name.startswith(("module.", "_orig_mod.")) for name in result.plan.kept)
 
 
@@ -774,6 +780,32 @@ def test_weights_that_are_not_finite(value: float) -> None:
     words = ["block.1.weight", "3", "NaN or infinite"]
     refuses(model, sp.NonFiniteError, words, lambda m: sp.prune(m, images()))
     refuses(model, sp.NonFiniteError, words, lambda m: sp.prune(m, images(), scope="global"))
+    refuses(model, sp.NonFiniteError, words, lambda m: sp.shrink(m, images()))
+
+
+@pytest.mark.parametrize("name", ["bias", "running_mean", "running_var"])
+def test_what_is_not_finite_though_nothing_ranks_it(name: str) -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    tensor = model[2].bias if name == "bias" else getattr(model[3], name)
+    with torch.no_grad():
+        tensor[1:3] = float("nan")
+    words = [f"{'2' if name == 'bias' else '3'}.{name}", "2", "NaN or infinite"]
+    refuses(model, sp.NonFiniteError, words, lambda m: sp.prune(m, images()))
+    refuses(model, sp.NonFiniteError, words, lambda m: sp.shrink(m, images()))
+
+
+def test_a_mask_among_the_parameters_may_be_infinite() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.mask = nn.Parameter(torch.full((3, 3), -torch.inf).triu(1), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b((h @ h.mT + self.mask).softmax(-1) @ h)
+
+    assert sp.prune(Masked(), torch.randn(2, 3, 8)).plan
 
 
 def test_half_precision_is_scored_in_float64() -> None:

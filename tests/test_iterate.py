@@ -385,6 +385,44 @@ def test_a_run_taken_up_with_other_optimizers_cuts_nothing(count: int, tmp_path:
     assert [id(p) for one in optimizers for group in one.param_groups for p in group["params"]] == held
 
 
+def test_a_run_taken_up_with_another_kind_of_optimizer(tmp_path: Path) -> None:
+    model = net()
+    steps = sp.iterate(
+        model, IMAGES, ratio=0.5, steps=2, optimizer=torch.optim.Adam(model.parameters()), folder=tmp_path
+    )
+    next(steps)
+    next(steps)
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(sp.FileFormatError, match="the state of an optimizer Adam; SGD was given"):
+        next(sp.iterate(model, IMAGES, ratio=0.5, steps=2, optimizer=sgd, folder=tmp_path))
+
+
+def ranked_by_hand(group: Any) -> Any:
+    return torch.arange(len(group))
+
+
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"exclude": ["inner"]}, "exclude"),
+    ({"importance": "l2"}, "importance"),
+    ({"importance": ranked_by_hand}, "importance"),
+    ({"round_to": 4}, "round_to"),
+    ({"norm": "stock"}, "norm"),
+    ({"include": {"inner"}}, "include"),
+    ({"exclude": nn.Linear}, "exclude"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), SETTINGS, ids=[str(settings) for settings, _ in SETTINGS])
+def test_a_run_taken_up_with_other_settings(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
+    steps = sp.iterate(net(), IMAGES, ratio=0.5, steps=2, folder=tmp_path, importance="l1")
+    next(steps)
+    next(steps)
+    with pytest.raises(sp.ArgumentError, match=f"holds a run with {name}="):
+        next(sp.iterate(net(), IMAGES, ratio=0.5, steps=2, folder=tmp_path, **settings))
+    assert next(sp.iterate(net(), IMAGES, ratio=0.5, steps=2, folder=tmp_path, scope="local")).number == 2
+
+
 def test_an_average_that_is_taken_up_knows_what_it_has_averaged(tmp_path: Path) -> None:
     for stop in (2, 3):
         model = net()

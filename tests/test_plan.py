@@ -377,3 +377,13 @@ def test_an_epsilon_of_zero_stays_zero() -> None:
 def test_what_no_plan_says(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(sp.PlanError, match=words):
         sp.PruningPlan.from_dict({**made().to_dict(), **changes})
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(1, 8)])
+def test_norms_count_what_they_counted(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 3))
+    data = sp.prune(model, torch.randn(4, 6)).plan.to_dict()
+    assert list(data["swaps"]["1"]) == ["norm", 8]
+    data["swaps"]["1"] = ["norm", 10**9]
+    with pytest.raises(sp.PlanError, match="has '1' count 1000000000 channels, of 8"):
+        sp.apply(sp.PruningPlan.from_dict(data), model)

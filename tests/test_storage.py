@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from helpers import Snapshot, randomise
@@ -509,6 +510,37 @@ def test_offsets_that_lie(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     with pytest.raises(sp.FileFormatError, match="cannot be read"):
         sp.load(folder, Net)
+
+
+class Tied(nn.Module):
+    """One weight by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.last = (nn.Linear(*sizes) for sizes in ((6, 8), (8, 8), (8, 8), (8, 3)))
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.b(self.a(self.first(x))).relu())  # type: ignore[no-any-return]
+
+
+def test_a_weight_by_two_names_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "tied.safetensors"
+    result = sp.prune(Tied(), torch.randn(4, 6))
+    sp.save(result, path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, values = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    values["b.weight"] = values["a.weight"].clone()
+    safetensors.torch.save_file(values, path, metadata)
+    assert torch.equal(sp.load(path, Tied).get_parameter("b.weight"), values["a.weight"])
+    safetensors.torch.save_file({**values, "b.weight": values["b.weight"] + 1}, path, metadata)
+    with pytest.raises(sp.FileFormatError, match=r"b\.weight is a\.weight by another name, and holds other values"):
+        sp.load(path, Tied)
+
+
+def test_overwrite_is_a_flag(result: sp.Result, tmp_path: Path) -> None:
+    with pytest.raises(sp.ArgumentTypeError, match="overwrite"):
+        sp.save(result, tmp_path / "out", overwrite="no")  # type: ignore[arg-type]
 
 
 def test_a_plan_of_a_billion_indices(folder: Path) -> None:

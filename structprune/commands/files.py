@@ -71,7 +71,7 @@ def export(parser: argparse.ArgumentParser) -> None:
 
     def run(arguments: argparse.Namespace) -> None:
         target = Path(arguments.onnx)
-        if target.exists() and not arguments.overwrite:
+        if target.is_file() and not arguments.overwrite:
             raise ArgumentError(f"{target} exists; pass --overwrite to replace it")
         saved = read_saved(arguments.path)
         arguments.input = arguments.input or saved.record.get("inputs") or []

@@ -141,6 +141,8 @@ class Site:
             return "the model's input"
         if node.meta["op"] == "parameter":
             return f"{node.meta['tensor']}"
+        if node.meta["op"] == "item":  # one of several results
+            (node,) = node.all_input_nodes
         return f"the result of {node.meta['op']}"
 
     def stands_in(self, name: str) -> bool:
