@@ -81,8 +81,8 @@ class Spec:
         made = INPUTS.get(self.source, _own_inputs)(self, model)
         if made is None:
             raise ArgumentError(
-                f"nothing says what inputs {self.text} takes: pass --input, 1x3x224x224 for example, "
-                "or give the model an attribute example_inputs"
+                f"nothing says what inputs {self.text} takes: give the model an attribute example_inputs, or pass "
+                "--input, 1x3x224x224 for example, to a command that takes one model"
             )
         return made
 
