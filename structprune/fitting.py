@@ -79,9 +79,8 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             raise PlanError(
                 f"the plan swaps {path!r}, which is a {type(modules[path]).__name__} and needs no substitute"
             )
-        told = getattr(modules[path], "normalized_shape", None) or (getattr(modules[path], "num_channels", number),)
-        if name == NORM and number not in told:
-            raise PlanError(f"the plan has {path!r} count {number} channels, of {', '.join(map(str, told))}")
+        if name == NORM:
+            _check_count(path, modules[path], number)
         kind = type(modules[path])
         rewrites = name == REWRITE and rewritten(kind).checksum != number
         if rewrites or (places_of(name) and not is_of(name, kind)):
@@ -110,6 +109,13 @@ def _check_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module], names
             factor = wanted.get(row.factor, getattr(module, row.factor)) if row.factor else 1
             if wanted.get(row.attribute, getattr(module, row.attribute)) != size * factor:
                 raise PlanError(f"the plan contradicts itself: {path}.{row.attribute} would not be the size of {known}")
+
+
+def _check_count(path: str, norm: nn.Module, number: int) -> None:
+    """A norm goes on counting what it counted; without a weight it may have been told of more than there was."""
+    told = getattr(norm, "normalized_shape", None) or (getattr(norm, "num_channels", number),)
+    if number not in told and (getattr(norm, "weight", None) is not None or number > max(told)):
+        raise PlanError(f"the plan has {path!r} count {number} channels, of {', '.join(map(str, told))}")
 
 
 def _check_size(path: str, key: str, value: Any, found: Any, module: nn.Module) -> None:
