@@ -46,6 +46,7 @@ class Space:
     programs: Sequence[Program]
     stock: bool = False  # norms stay as they are
     columns: frozenset[Node] = frozenset()  # the operations whose groups lose channels, though they could leave whole
+    whole: frozenset[Node] = frozenset()  # those whose groups leave whole, though they are few and wide
     unlabelled: frozenset[Any] = frozenset()  # what an earlier attempt found to be held in vain
     by_rows: bool = False  # see Couplings
     norms: list[Swap | Fold] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Space:
     partial: dict[int, IntArray] = field(default_factory=dict)  # by id: coordinates of values that are no whole blocks
 
     def __post_init__(self) -> None:
-        self.couplings = Couplings(self.columns, self.by_rows, self.unlabelled)
+        self.couplings = Couplings(self.columns, self.whole, self.by_rows, self.unlabelled)
         self.modules: Mapping[str, nn.Module] = self.parts.modules
         self.tensors: Mapping[str, Tensor] = self.parts.tensors
         self._watched: list[Guard] = []
@@ -338,19 +339,6 @@ class Space:
             for name in names
             for coordinate in self.parameters[name].coordinates
         ]
-
-    def stuck(self) -> frozenset[Node]:
-        """The operations whose groups are to leave whole, and are coupled with one another, so that all would go."""
-        roots = self.couplings.roots()
-        wide = ((roots[grid], node) for grid, node in self.couplings.whole if grid.shape[1] > 1)
-        return frozenset(node for units, node in wide if units[0, 0] and (units == units[0, 0]).all())
-
-    def held_in_vain(self) -> frozenset[Any]:
-        """Dimensions of parameters, and attributes that are sizes, that stay and hold others, as if they could go."""
-        roots = self.couplings.roots()
-        labels = np.concatenate([[0], *(c.reshape(-1) for c in self.doubted if not roots[c].any())])
-        known = [*(((name, dim), own) for name, dim, own in self.dimensions), *self.couplings.named]
-        return frozenset(key for key, own in known if len(labels) > 1 and np.isin(own, labels).any())
 
     def families(self) -> list[IntArray]:
         """Units that occupy the same parameter dimensions, which compete with one another."""

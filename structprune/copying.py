@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .errors import UnsupportedModelError
@@ -16,6 +17,11 @@ from .errors import UnsupportedModelError
 BOUND = (
     "a function that holds modules, such as a lambda that names self, is not copied with the model, and goes on "
     "calling the original; make it a method, or pass inplace=True and verify=False"
+)
+
+TAKEN = (
+    "a function holds a parameter that is to be cut, and would go on with the old one; make it a method that takes the "
+    "parameter from self"
 )
 
 
@@ -52,15 +58,30 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     return copied
 
 
-def check_free(function: FunctionType, name: str, paths: Mapping[int, str]) -> None:
-    """Raises UnsupportedModelError if a function has taken modules with these ids along from where it was made."""
-    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    if any(id(value) in paths for value in defaults):
-        raise UnsupportedModelError(f"the model cannot be copied: {name}: {BOUND}")
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # empty so far
-            if id(cell.cell_contents) in paths:
-                raise UnsupportedModelError(f"the model cannot be copied: {name}: {BOUND}")
+def check_free(value: Any, name: str, paths: Mapping[int, str], cut: Mapping[int, Tensor], copied: bool) -> None:
+    """Raises UnsupportedModelError if a function has taken modules along from where it was made (those with an id in
+    `paths`), or tensors that are to be cut, with these ids. Where a model is `copied`, what partial functions hold is
+    copied with them."""
+    for held in _held(value, copied):
+        if copied and id(held) in paths:
+            raise UnsupportedModelError(f"the model cannot be copied: {name}: {BOUND}")
+        if isinstance(held, Tensor) and id(held) in cut and cut[id(held)].shape != held.shape:
+            raise UnsupportedModelError(f"the model cannot be cut: {name}: {TAKEN}")
+
+
+def _held(value: Any, copied: bool) -> Iterator[Any]:
+    """What a function, or those in a container, hold besides their arguments."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _held(item, copied)
+    elif isinstance(value, FunctionType):
+        yield from (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # empty so far
+                yield cell.cell_contents
+    elif isinstance(value, functools.partial):
+        yield from () if copied else (*value.args, *value.keywords.values())
+        yield from _held(value.func, copied)
 
 
 @contextmanager

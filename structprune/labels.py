@@ -181,9 +181,14 @@ class Couplings:
     """
 
     def __init__(
-        self, columns: Collection[Any] = (), by_rows: bool = False, unlabelled: Collection[Any] = frozenset()
+        self,
+        columns: Collection[Any] = (),
+        whole: Collection[Any] = (),
+        by_rows: bool = False,
+        unlabelled: Collection[Any] = frozenset(),
     ) -> None:
         self.columns = columns  # the nodes whose grids are to lose columns, though their rows could leave whole
+        self.by_whole_rows = whole  # those whose grids are to lose rows, though these are few and wide
         self.by_rows = by_rows  # whether a vector along the rows of a grid (a gain for each head) leaves with them
         self.met_rows = False  # whether there is any
         self.unlabelled = unlabelled  # dimensions of parameters, and attributes, whose labels need not be known
@@ -202,6 +207,7 @@ class Couplings:
         self._irregular: list[tuple[IntArray, IntArray]] = []
         self.grids: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node that wants them balanced)
         self.whole: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node whose rows leave whole)
+        self.across: list[tuple[IntArray, Any]] = []  # (labels [rows, columns], the node whose columns leave whole)
 
     def new(self, size: int, dim: int = 0, ndim: int = 1) -> IntArray:
         """A coordinate of `size` labels that nobody has used yet, along one of several dimensions."""
@@ -258,6 +264,11 @@ class Couplings:
         """Every row of `grid` leaves whole, or not at all."""
         self.couple(grid, grid[:, :1], node)
         self.whole.append((grid, node))
+
+    def couple_columns(self, grid: IntArray, columns: IntArray, node: Any) -> None:
+        """Every column of `grid` leaves whole, with one of `columns`."""
+        self.couple(grid, columns.reshape(1, -1), node)
+        self.across.append((grid, node))
 
     def balance(self, grid: IntArray, node: Any) -> None:
         """Every row of `grid` must lose equally many labels: column by column, until `arranged` says otherwise."""

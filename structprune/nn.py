@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -172,6 +172,13 @@ def attend(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """`nn.MultiheadAttention.forward` with the inner width taken from the weights instead of the outer width."""
+    if isinstance(query, fx.Proxy):  # of a tracer, to which the module is one operation, as those of PyTorch are
+        given: dict[str, Any] = {
+            "key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask,
+            "average_attn_weights": average_attn_weights, "is_causal": is_causal,
+        }  # fmt: skip
+        path = query.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        return query.tracer.create_proxy("call_module", path, (query, key, value), given)  # type: ignore[return-value]
     if query.is_nested:  # as nn.TransformerEncoder makes them of padded sequences
         each = zip(query.unbind(), key.unbind(), value.unbind(), strict=True)
         return torch.nested.as_nested_tensor([attend(self, *one, need_weights=False)[0] for one in each]), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import FunctionType
@@ -21,6 +22,7 @@ from .prepare import check_flag
 from .swaps import swap
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_CALLED = frozenset({FunctionType, functools.partial, OrderedDict})  # hooks lie in the last
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _GETSTATE = getattr(nn.Module, "__getstate__", None)  # every object has one since Python 3.11
 _SHARED = frozenset({int, float, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
@@ -44,11 +46,13 @@ def apply(plan: PruningPlan, model: nn.Module, *, inplace: bool = False) -> nn.M
     if inplace:
         _check_hooks({name: tensors[name] for name in cut})
     chosen = {name: t for name, t in tensors.items() if not inplace or name in cut}
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # the small model may be trained later
         slicer = Slicer()
         sliced = {id(t): slice_tensor(t, cut.get(name, {}), slicer) for name, t in chosen.items()}
         for name, scale in plan.scales.items():
             sliced[id(tensors[name])].mul_(scale).add_(plan.shifts.get(name, 0.0))
+    if inplace:
+        _check_functions(parts, sliced)
     memo: dict[int, Any] = dict(sliced)
     small = model if inplace else copy_module(model, memo, parts.paths)
     modules = modules_of(small)
@@ -71,6 +75,14 @@ def _check_hooks(tensors: Mapping[str, Tensor]) -> None:
                 f"{name} has hooks of its own, which the smaller parameter in its place would not have: remove them, "
                 "and register them again on the pruned model"
             )
+
+
+def _check_functions(parts: Inventory, sliced: Mapping[int, Tensor]) -> None:
+    """Raises UnsupportedModelError if a function among the attributes or hooks of a module would keep what is cut."""
+    for path, module in parts.modules.items():
+        for key, value in vars(module).items():
+            if type(value) in _CALLED:
+                check_free(value, f"{path}.{key}" if path else key, {}, sliced, copied=False)
 
 
 def _set_attributes(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
@@ -189,8 +201,8 @@ def copy_module(module: nn.Module, memo: dict[int, Any], paths: Mapping[int, str
         else:
             path = paths.get(id(module), "")
             name = f"{path}.{key}" if path else key
-            if kind is FunctionType:
-                check_free(value, name, paths)
+            if kind in _CALLED:
+                check_free(value, name, paths, memo, copied=True)
             state[key] = deep_value(value, memo, name)
     return new
 

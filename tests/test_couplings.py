@@ -410,3 +410,45 @@ def test_queries_that_meet_keys_without_free_heads() -> None:
     result = assert_exact(randomise(PooledKeys().double()), torch.randn(2, 6, 5, dtype=torch.float64))
     assert [getattr(result.model, name).out_features for name in "qkv"] == [16, 16, 16]
     assert result.model.pool.groups == 4
+
+
+# -- few and wide groups that are heads ---------------------------------------------------------------------------
+
+
+class Retention(nn.Module):
+    """Four heads of eight channels, each normalised by itself: Sun et al., Retentive Network, 2023."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.q, self.k, self.v = (nn.Linear(size, 32) for size in (3, 32, 32, 32))
+        self.norm, self.out = nn.GroupNorm(4, 32), nn.Linear(32, 3)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.norm.num_groups, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        q, k, v = map(self.heads, (self.q(x), self.k(x), self.v(x)))
+        y = (q @ k.mT @ v).transpose(1, 2).flatten(2)
+        return self.out(self.norm(y.flatten(0, 1)).unflatten(0, x.shape[:2]))  # type: ignore[no-any-return]
+
+
+class Mixed(Retention):
+    """A convolution with a group for each head, of what heads were added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(32, 32, 3, padding=1, groups=4), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        q, k, v = map(self.heads, (self.q(x), self.k(x), self.v(x)))
+        x = x + (q @ k.mT @ v).transpose(1, 2).flatten(2)
+        return self.out((x + self.conv(x.mT).mT).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Retention, Mixed])
+def test_groups_that_are_heads_leave_with_them(kind: type[Retention]) -> None:
+    model = randomise(kind().double())
+    result = assert_exact(model, torch.randn(2, 5, 3, dtype=torch.float64))
+    assert result.model.q.out_features == result.model.out.in_features == 16

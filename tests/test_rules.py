@@ -622,6 +622,9 @@ USES: dict[str, list[Use]] = {
         lambda h, m, x: written(h.flatten(1, 2), (1,), m.b(x)[:1].flatten(1, 2)),
         lambda h, m, x: written(torch.zeros_like(h), slice(None), h),
         lambda h, m, x: written(h, (slice(None), slice(None), None, 2), 1.0),
+        lambda h, m, x: written(h, h > 0.5, 2.0),
+        lambda h, m, x: written(h, m.b(x).isnan(), torch.tensor(3.0, dtype=h.dtype)),
+        lambda h, m, x: written(h, h.abs() < 0.1, 0).sum(1),
     )
     + use(
         0,

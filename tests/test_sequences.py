@@ -1406,3 +1406,20 @@ def test_a_gain_that_meets_heads_stays() -> None:
     model = randomise(GainInside().double())
     small: Any = assert_exact(model, torch.randn(4, 6, dtype=torch.float64)).model
     assert (small.a.out_features, small.heads) == (8, 2)
+
+
+def test_a_tracer_sees_one_operation_where_it_saw_one() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.attention = nn.Linear(6, 32), nn.MultiheadAttention(32, 4, batch_first=True)
+            self.norm, self.out = nn.LayerNorm(32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x)
+            return self.out(self.norm(self.attention(h, h, h, need_weights=False)[0]))  # type: ignore[no-any-return]
+
+    small = exact(Net(), WORDS[..., :6]).eval()
+    traced = torch.fx.symbolic_trace(small)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"].count("attention") == 1
+    torch.testing.assert_close(traced(WORDS[..., :6]), small(WORDS[..., :6]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import threading
 from collections import OrderedDict
@@ -758,3 +759,53 @@ def test_what_stays_whole_has_no_mask() -> None:
     masks = {name for name, _ in sp.mask(plan, model).named_buffers() if name.endswith("_mask")}
     assert masks == {f"{name}_mask" for name in plan.kept}
     assert "1.bias_mask" not in masks
+
+
+def test_what_was_cut_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        small = sp.prune(net(), images()).model
+    assert not any(parameter.is_inference() for parameter in small.parameters())
+    small.train()(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def scaled(gain: Tensor, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0] * gain,)
+
+
+class Taken(nn.Module):
+    """A function beside the modules holds a parameter."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = nn.Linear(4, 16), nn.Linear(16, 3), nn.Parameter(torch.rand(16))
+        gain, own = self.gain, self
+        if place == "partial":
+            self.scale: Any = functools.partial(torch.mul, self.gain)
+        elif place == "closure":
+            self.scale = lambda h: h * gain
+        else:
+            hooks: dict[str, Any] = {
+                "default of a hook": lambda module, inputs, gain=gain: (inputs[0] * gain,),
+                "hook": lambda module, inputs: (inputs[0] * own.gain,),
+                "partial hook": functools.partial(scaled, self.gain),
+            }
+            self.scale = torch.clone
+            self.b.register_forward_pre_hook(hooks[place])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.scale(self.a(x)).tanh())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("place", ["partial", "closure", "default of a hook", "hook", "partial hook"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_functions_that_hold_parameters(place: str, inplace: bool) -> None:
+    """What is copied holds the copy's; the others would go on with the old one."""
+    model, x = Taken(place), torch.randn(2, 4)
+    if "partial" in place and not inplace:
+        assert sp.prune(model, x).model.a.out_features == 8
+    else:
+        with pytest.raises(sp.UnsupportedModelError, match="a function"):
+            sp.prune(model, x, inplace=inplace)
+        assert model.a.out_features == 16
+        model(x)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_exact, masked_original, named_state, randomise
+from helpers import assert_exact, assert_kept, masked_original, named_state, randomise
 from models import CASES
 from test_rules import USES, build
 from test_spellings import SPELLINGS
@@ -168,3 +168,41 @@ def test_zeros_over_something(name: str) -> None:
 
     free = bool(sp.analyze(Model().double(), torch.randn(4, 6, dtype=torch.float64)).groups)
     assert free == DIVIDED[name][1]
+
+
+# -- what is zero, though nothing that it is made of is ---------------------------------------------------------
+
+
+class Divided(nn.Module):
+    """Channels that are divided by something made of a parameter of theirs."""
+
+    def __init__(self, below: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.below = nn.Linear(4, 16), nn.Linear(16, 24), nn.Linear(24, 2), below
+        self.rate = nn.Parameter(torch.rand(16) + 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x) / self.below(self.rate)).relu())  # type: ignore[no-any-return]
+
+
+POLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "1 - exp(-|p|)": lambda p: 1 - torch.exp(-p.abs()),
+    "cos(p) - 1": lambda p: p.cos() - 1,
+    "sigmoid(p) - 0.5": lambda p: p.sigmoid() - 0.5,
+    "the difference of two": lambda p: (0.1 + p).clamp(max=9) - (0.1 + p.square()),
+    "of two dimensions": lambda p: (p.cosh() - 1)[None].expand(3, -1),
+    "a logarithm": lambda p: torch.log(2 * p.sigmoid() - 1),
+}
+
+
+@pytest.mark.parametrize("name", POLES)
+def test_divisors_that_cancel(name: str) -> None:
+    model = Divided(POLES[name]).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert_kept(model, x, "a.weight[0]", "not finite where it would become zero")
+    assert assert_exact(model, x).model.b.out_features == 12
+
+
+@pytest.mark.parametrize("below", [lambda p: 1 + p.square(), lambda p: p.exp(), lambda p: 2 - (1 - p).sigmoid()])
+def test_divisors_that_do_not_vanish(below: Callable[[Tensor], Tensor]) -> None:
+    assert assert_exact(Divided(below).double(), torch.randn(3, 4, dtype=torch.float64)).model.a.out_features == 8

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..nodes import Node
+from ..nodes import Node, map_nodes
 
 
 def zero_at_zero(node: Node) -> bool:
@@ -21,10 +22,11 @@ def true_at_zero(node: Node) -> bool:
     return _at_zero(node)[1]
 
 
-def value_at(node: Node, number: float) -> float | None:
-    """What f gives for a number, if it is one number."""
+def value_at(node: Node, numbers: Mapping[Node, Any]) -> float | None:
+    """What f gives where its operands are these numbers, if that is one finite number."""
+    given: Any = map_nodes(lambda n: torch.tensor(numbers[n], dtype=torch.float64), (node.args, dict(node.kwargs)))
     try:
-        out = node.target(*(torch.tensor(number) if isinstance(a, Node) else a for a in node.args), **node.kwargs)  # type: ignore[operator]
+        out = node.target(*given[0], **given[1])  # type: ignore[operator]
     except (TypeError, RuntimeError):  # an argument that does not fit numbers
         return None
     return float(out) if isinstance(out, Tensor) and out.is_floating_point() and bool(out.isfinite()) else None

@@ -97,7 +97,7 @@ def _grouped(site: Site, input: Labels, channel: int, weight: Labels, groups: in
             if labels is not None:
                 site.fix(labels, "the inputs of a grouped convolution meet a fixed size")
     else:
-        site.couple(grid, inside.reshape(1, -1))
+        site.couplings.couple_columns(grid, inside, site.node)
     return out
 
 

@@ -151,6 +151,8 @@ def setitem(site: Site, input: Labels, index: Any, value: Any, *args: Any, **kwa
     given = [_written(e) for e in (index if several else (index,))]
     nodes: Any = site.node.args[1] if several else site.node.args[1:2]
     masks = {id(e): e.ndim for e, node in zip(given, nodes, strict=True) if _is_mask(e, node)}
+    if given[0] is index and masks.get(id(index)) == input.ndim and all(v.ndim == 0 for v in labels_in(value)):
+        return site.broadcast([input, index, *labels_in(value)], site.shape)  # one number wherever a condition is met
     if (not several and _nested(index)) or 0 in masks.values() or not _writable(given, masks):
         site.freeze(why, index, value, input)
         return Labels(site.shape)

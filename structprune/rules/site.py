@@ -170,7 +170,8 @@ class Site:
 
     def loses_rows(self, rows: int, columns: int) -> bool:
         """Whether a grid of channels loses whole rows, as suits many narrow ones; few wide ones lose columns."""
-        return rows >= columns and self.node not in self.couplings.columns
+        many = rows >= columns or self.node in self.couplings.by_whole_rows
+        return many and self.node not in self.couplings.columns
 
     def couple_rows(self, grid: IntArray) -> None:
         """Every row of the grid leaves whole, or not at all."""

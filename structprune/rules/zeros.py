@@ -161,10 +161,13 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return bool(data) and _all_zero(data, values, zero) and all(number == 0 for number in _filled_with(node))
     if op in _WRITTEN:
         written = _argument(node, *_WRITTEN[op])
-        return isinstance(written, Node) and _all_zero([node.args[0], written], values, zero)
+        data = [n for n in (node.args[0], written) if isinstance(n, Node)]
+        return (len(data) == 2 or written == 0) and _all_zero(data, values, zero)
     if op in _KEEP:
         return zero(inputs[0]) and not padded
-    return is_pointwise(op) and _all_zero(inputs, values, zero) and zero_at_zero(node)
+    if not is_pointwise(op):
+        return False
+    return zero_at_zero(node) if _all_zero(inputs, values, zero) else _at_zero(node, values, zero) == 0
 
 
 def _is_floating(node: Node) -> bool:
@@ -183,19 +186,28 @@ def _unexpanded(node: Node) -> Node:
 def _divides(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
     """Whether zero may be divided by a value where something goes."""
     below = _unexpanded(node)
-    return not _labelled(below, values) or _positive(below) or _at_zero(below, zero) not in (0, None)
+    return not _labelled(below, values) or _positive(below) or _at_zero(below, values, zero) not in (0, None)
 
 
-def _at_zero(node: Node, zero: Callable[[Node], bool]) -> float | None:
-    """The one number that a value is where everything that it is computed from is zero, if that is known."""
+def _at_zero(node: Node, values: Values, zero: Callable[[Node], bool], depth: int = 6) -> float | None:
+    """The one number that a value is where something goes, if a few operations tell: `1 - exp(x)` is zero where `x`
+    is."""
+    if not _labelled(node, values) or not depth:
+        return None
     if zero(node):
         return 0.0
-    node = _unexpanded(node)
-    inputs = node.all_input_nodes
-    if len(inputs) != 1 or not (is_pointwise(node.meta["op"]) or node.meta["op"] in VIEWS):
+    inputs, op = node.all_input_nodes, node.meta["op"]
+    if op in VIEWS or op in _ENLARGING:
+        return _at_zero(inputs[0], values, zero, depth - 1)
+    if not is_pointwise(op) or not inputs or any(_spread(n, inputs, values) for n in inputs):
         return None
-    inner = _at_zero(inputs[0], zero)
-    return inner if inner is None or node.meta["op"] in VIEWS else value_at(node, inner)
+    found: dict[Node, float] = {}
+    for each in inputs:
+        number = _at_zero(each, values, zero, depth - 1)
+        if number is None:
+            return None
+        found[each] = number
+    return value_at(node, found)
 
 
 def _positive(node: Node) -> bool:
