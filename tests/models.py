@@ -2206,7 +2206,7 @@ for name, units, statements, kept in (
     ("out=", [8], _out_argument, {}),
     ("no_grad", [8], _without_gradient, {}),
     ("halves swapped in place", [4], _swapped, {}),
-    ("written by a mask", [], _masked_write, ABOVE),
+    ("written by a mask", [8], _masked_write, {}),
     ("a text made from channels", [], _name_by_channels, ABOVE),
     ("a dictionary entry by channels", [], _dictionary_by_channels, ABOVE),
     ("a list as long as the channels", [], _list_of_channels, ABOVE),
@@ -2572,7 +2572,7 @@ for name, units, merged in [
     ("setitem, positions", [8], lambda h, place, rows: _filled(h, torch.tensor([[1], [0]]), rows[:1, None])),
     ("setitem, between", [8], lambda h, place, rows: _filled(h, (slice(None), torch.tensor([4, 0])), rows[:2])),
     ("setitem, a number", [8], lambda h, place, rows: _filled(h, place, 0.5) + rows.sum(0)),
-    ("setitem, by channels", [], lambda h, place, rows: _filled(h, h > 1, 0.5) + rows.sum(0)),
+    ("setitem, by channels", [8], lambda h, place, rows: _filled(h, h > 1, 0.5) + rows.sum(0)),
     ("setitem, positions and a number", [], lambda h, place, rows: _filled(h, (torch.tensor([1, 0]), 2), rows[:2])),
     ("after a check", [8], _checked),
     ("a count that is a value", [], lambda h, place, rows: h * (place.sum() * h.shape[-1]) + rows.sum(0)),
@@ -2643,9 +2643,8 @@ def _states(m: Any, x: Tensor) -> Tensor:
 
 case(
     "states repeated for every head",
-    [8],
+    [4, 8],
     _states,
-    kept={"s.weight[0]": "sum runs over it"},
     a=conv(3, 8),
     s=conv(3, 4, bias=False),
     scale=nn.Parameter(torch.randn(4, 1, 1)),

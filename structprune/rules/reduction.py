@@ -42,10 +42,11 @@ def reduction(site: Site, input: Labels, dim: Any = None, *args: Any, **kwargs: 
     """sum(x), sum(x, dim), x.argmax(dim)"""
     if isinstance(dim, int) and args and not any(isinstance(a, bool) or not isinstance(a, int) for a in args):
         dim = (dim, *args)  # x.count_nonzero(1, 2)
-    zero = (site.name in ("sum", "nansum", "count_nonzero", "any") and site.zero(input)) or (
+    dims = dims_of(input, dim)
+    zero = (site.name in ("sum", "nansum", "count_nonzero", "any") and site.zero_along(input, dims)) or (
         site.name == "all" and site.true(input)
     )
-    return add_up(site, input, dims_of(input, dim), zero, f"{site.name} runs over it")
+    return add_up(site, input, dims, zero, f"{site.name} runs over it")
 
 
 def add_up(site: Site, input: Labels, dims: Sequence[int], zero: bool, why: str) -> Any:
@@ -77,7 +78,7 @@ def norm(site: Site, input: Labels, ord: Any = None, dim: Any = None, *args: Any
     dims = dims_of(input, dim)
     vector = site.name == "linalg_vector_norm" or len(dims) == 1
     sums = ord in (None, "fro") or (vector and isinstance(ord, int | float) and ord >= 0)
-    return add_up(site, input, dims, sums and site.zero(input), "a norm runs over it")
+    return add_up(site, input, dims, sums and site.zero_along(input, dims), "a norm runs over it")
 
 
 @rule("linalg_vecdot")

@@ -16,7 +16,7 @@ from ..labels import Couplings, IntArray, Labels, varying
 from ..nodes import Node
 from ..sizes import Constant, DimOf, Size
 from .checks import Check, Requirement
-from .zeros import reads_true, reads_zero, unmasked
+from .zeros import Only, among, reads_true, reads_zero, unmasked
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -109,6 +109,16 @@ class Site:
         """Whether what is removed of at least one of these arguments is zero in the masked original."""
         nodes = (self.node_of(v) for v in values)
         return any(n is not None and reads_zero(n, self.node, self.values, self.zeros) for n in nodes)
+
+    def zero_along(self, value: Labels, dims: Iterable[int]) -> bool:
+        """Whether what is removed along these dimensions is zero, whatever is where something goes along others."""
+        along = [c for c in value.coordinates if any(c.shape[d] > 1 for d in dims)]
+        if len(along) == len(value.coordinates) or self.zero(value):
+            return self.zero(value)
+        node, roots = self.node_of(value), self.couplings.roots()
+        same = among(np.concatenate([np.zeros(1, np.int64), *(roots[c].reshape(-1) for c in along)]))
+        chosen = Only(self.values, lambda c: same(roots[c]))
+        return node is not None and reads_zero(node, self.node, chosen)
 
     def true(self, value: Labels) -> bool:
         """Whether a condition is met for what is removed, in the masked original."""

@@ -288,14 +288,20 @@ def _filters_zero(weight: Node, node: Node, values: Values) -> bool:
     """Whether a computed weight is zero where filters go, whatever is where their inputs go: standardised filters."""
     labels = values.get(weight)
     own = labels.along(0) if isinstance(labels, Labels) and "transpose" not in node.meta["op"] else None
-    return own is not None and is_zero(weight, _Only(values, own), {}, {})
+    return own is not None and is_zero(weight, Only(values, among(own)), {}, {})
 
 
-class _Only(Mapping[Node, Any]):
-    """Labels of values, of which only those that are among `labels` go."""
+def among(labels: IntArray) -> Callable[[IntArray], bool]:
+    """Whether a coordinate has any of these labels."""
+    movable = labels[labels > 0]
+    return lambda coordinate: bool(np.isin(coordinate, movable).any())
 
-    def __init__(self, values: Values, labels: IntArray) -> None:
-        self.whole, self.labels = values, labels[labels > 0]
+
+class Only(Mapping[Node, Any]):
+    """Labels of values, of which only `chosen` coordinates go."""
+
+    def __init__(self, values: Values, chosen: Callable[[IntArray], bool]) -> None:
+        self.whole, self.chosen = values, chosen
 
     def __getitem__(self, node: Node) -> Any:
         found = self.whole[node]
@@ -306,7 +312,7 @@ class _Only(Mapping[Node, Any]):
     def _of(self, part: Any) -> Any:
         if not isinstance(part, Labels):
             return part
-        return Labels(part.shape, tuple(c for c in part.coordinates if np.isin(c, self.labels).any()))
+        return Labels(part.shape, tuple(filter(self.chosen, part.coordinates)))
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.whole)
