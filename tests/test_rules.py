@@ -208,6 +208,7 @@ USES: dict[str, list[Use]] = {
         8,
         lambda h, m, x: F.linear(h.flatten(2).mT, m.square),
         lambda h, m, x: F.linear(m.vector + h.mean((2, 3)), m.square),
+        lambda h, m, x: F.linear(h.flatten(2).mT, m.square, m.square.sum(1)[None]),
     ),
     "conv1d": use(8, lambda h, m, x: F.conv1d(h, m.square[:, :, None]), example=SEQUENCE),
     "conv2d": use(

@@ -206,3 +206,37 @@ def test_divisors_that_cancel(name: str) -> None:
 @pytest.mark.parametrize("below", [lambda p: 1 + p.square(), lambda p: p.exp(), lambda p: 2 - (1 - p).sigmoid()])
 def test_divisors_that_do_not_vanish(below: Callable[[Tensor], Tensor]) -> None:
     assert assert_exact(Divided(below).double(), torch.randn(3, 4, dtype=torch.float64)).model.a.out_features == 8
+
+
+# -- what is zero along one dimension ---------------------------------------------------------------------------
+
+
+class Prototypes(nn.Module):
+    """What has a channel less has no prototype less: each is at some distance from nothing."""
+
+    def __init__(self, distance: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.centres, self.distance = nn.Linear(3, 16), nn.Parameter(torch.randn(5, 16)), distance
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.distance(self.inner(x)[:, None] - self.centres)
+
+
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "squares": lambda d: d.pow(2).sum(-1),
+    "a norm": lambda d: d.norm(dim=2),
+    "exponentials": lambda d: torch.exp(-d.abs().sum(2)),
+    "of unit length": lambda d: F.normalize(d, dim=2).sum(2),
+}
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_from_several(name: str) -> None:
+    model = randomise(Prototypes(DISTANCES[name]).double())
+    small: Any = assert_exact(model, torch.randn(4, 3, dtype=torch.float64)).model
+    assert small.centres.shape == (5, 8)
+
+
+def test_sums_over_prototypes_keep_them() -> None:
+    model = randomise(Prototypes(lambda d: d.pow(2).sum((1, 2))).double())
+    assert_kept(model, torch.randn(4, 3, dtype=torch.float64), "centres[0]", "sum runs over it")

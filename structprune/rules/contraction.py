@@ -26,7 +26,7 @@ def linear(site: Site, input: Labels, weight: Labels, bias: Labels | None = None
     out = site.vector(weight, 0)
     site.produce(out)
     if bias is not None:
-        out = site.join(weight, 0, bias, 0)
+        out = site.join(weight, 0, bias, -1)
     return site.merge(site.shape, [*input.without((-1,)), *place(out, len(site.shape), -1)])
 
 
