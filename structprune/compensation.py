@@ -1,7 +1,7 @@
 """Compensated classes: subclasses in which PyTorch's norms count the original channels (see `structprune.nn`).
 
-The methods keep their code. The names by which it gets at a norm, `F.layer_norm` or a function of its file that calls
-one, lead elsewhere.
+The methods keep their code. The names by which they get at a norm, `F.layer_norm` or a function of their file that
+calls one, lead elsewhere.
 """
 
 from __future__ import annotations

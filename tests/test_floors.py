@@ -21,7 +21,7 @@ FLOORS = """
     bookkeeping collector commands frames inventory labels nn nodes ops page remembering restoring shapes sizes source unseen version
     einsum
     answers checkpoint compensation copying counting importance.processes memory program readers renewal rewriting \
-    rules.asked rules.overwritten rules.widths scalars rows schedules specs steady trials
+    rules.asked rules.only rules.overwritten rules.widths scalars rows schedules specs steady trials
     numbers rules.checks rules.zeros
     blanks commands.inputs cost importance.statistics importance.streaming importance.watcher prepare rules.site running \
     swaps unmask

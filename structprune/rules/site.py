@@ -16,7 +16,8 @@ from ..labels import Couplings, IntArray, Labels, varying
 from ..nodes import Node
 from ..sizes import Constant, DimOf, Size
 from .checks import Check, Requirement
-from .zeros import Only, among, reads_true, reads_zero, unmasked
+from .only import Only, among
+from .zeros import reads_true, reads_zero, unmasked
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}

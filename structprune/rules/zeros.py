@@ -8,17 +8,17 @@ known to be zero is taken not to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..einsum import einsum_of
-from ..labels import IntArray, Labels, varying
+from ..labels import Labels, varying
 from ..nodes import Node
 from ..ops import POOLS, TRANSFORMS, VIEWS, is_pointwise
 from .asked import true_at_zero, value_at, zero_at_zero
+from .only import Only, among
 from .overwritten import overwritten
 
 Values = Mapping[Node, Any]
@@ -165,9 +165,14 @@ def _decide(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
         return (len(data) == 2 or written == 0) and _all_zero(data, values, zero)
     if op in _KEEP:
         return zero(inputs[0]) and not padded
-    if not is_pointwise(op):
-        return False
-    return zero_at_zero(node) if _all_zero(inputs, values, zero) else _at_zero(node, values, zero) == 0
+    return is_pointwise(op) and _cancels(node, values, zero)
+
+
+def _cancels(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
+    """Whether an operation element by element gives zero where something goes."""
+    if _all_zero(node.all_input_nodes, values, zero):
+        return zero_at_zero(node)
+    return _at_zero(node, values, zero) == 0
 
 
 def _is_floating(node: Node) -> bool:
@@ -289,36 +294,6 @@ def _filters_zero(weight: Node, node: Node, values: Values) -> bool:
     labels = values.get(weight)
     own = labels.along(0) if isinstance(labels, Labels) and "transpose" not in node.meta["op"] else None
     return own is not None and is_zero(weight, Only(values, among(own)), {}, {})
-
-
-def among(labels: IntArray) -> Callable[[IntArray], bool]:
-    """Whether a coordinate has any of these labels."""
-    movable = labels[labels > 0]
-    return lambda coordinate: bool(np.isin(coordinate, movable).any())
-
-
-class Only(Mapping[Node, Any]):
-    """Labels of values, of which only `chosen` coordinates go."""
-
-    def __init__(self, values: Values, chosen: Callable[[IntArray], bool]) -> None:
-        self.whole, self.chosen = values, chosen
-
-    def __getitem__(self, node: Node) -> Any:
-        found = self.whole[node]
-        if isinstance(found, dict):
-            return {i: self._of(part) for i, part in found.items()}
-        return self._of(found)
-
-    def _of(self, part: Any) -> Any:
-        if not isinstance(part, Labels):
-            return part
-        return Labels(part.shape, tuple(filter(self.chosen, part.coordinates)))
-
-    def __iter__(self) -> Iterator[Node]:
-        return iter(self.whole)
-
-    def __len__(self) -> int:
-        return len(self.whole)
 
 
 def _normed(node: Node, values: Values, zero: Callable[[Node], bool]) -> bool:
