@@ -182,7 +182,7 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.a(x)
-        return self.b(h / (h.sigmoid() - 0.5)), self.b(h)
+        return self.b(h / (h.sigmoid() - torch.tensor(0.5))), self.b(h)
 
 
 def test_every_output_must_stay_finite() -> None:

@@ -120,6 +120,7 @@ INVERSES: list[Callable[[Any, Tensor], Tensor]] = [
     lambda m, h: torch.special.xlogy(h + 1, h),
     lambda m, h: torch.lgamma(h) + torch.digamma(h),
     lambda m, h: h.clone().add_(1).div_(h),
+    lambda m, h: h / (h.sigmoid() - 0.5),
 ]
 
 
@@ -136,8 +137,8 @@ def test_powers_of_zero_that_are_finite(power: float) -> None:
 
 
 def test_zeros_that_nobody_knew_of_are_refused() -> None:
-    """The sigmoid of zero is a half."""
-    model = between(lambda m, h: h / (h.sigmoid() - 0.5))
+    """The sigmoid of zero is a half, as is this tensor."""
+    model = between(lambda m, h: h / (h.sigmoid() - torch.tensor(0.5, dtype=h.dtype)))
     with pytest.raises(sp.VerificationError, match="outputs of the masked model are not finite; something divides by"):
         sp.prune(model, ROWS)
 
