@@ -269,12 +269,18 @@ class _Run:
         """What is asked of `analyze` and `plan` at every step, in words; of what is no plain data the class."""
         usual = {name: p.default for name, p in list(inspect.signature(plan).parameters.items())[1:]}
         asked = {**usual, **self.analysis, **self.settings}
-        return {name: json.dumps(value, default=_named, sort_keys=True) for name, value in asked.items()}
+        return {name: json.dumps(_said(value)) for name, value in asked.items()}
 
 
-def _named(value: Any) -> Any:
+def _said(value: Any) -> Any:
     """What can be said of a setting from one run to the next."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return sorted([str(_said(key)), _said(item)] for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return list(map(_said, value))
     if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
+        return sorted(map(str, map(_said, value)))
     kind = value if isinstance(value, type) or inspect.isfunction(value) else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -410,6 +410,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"norm": "stock"}, "norm"),
     ({"include": {"inner"}}, "include"),
     ({"exclude": nn.Linear}, "exclude"),
+    ({"ratios": {nn.Linear: 0.25, "inner": 0.5}}, "ratios"),
 ]
 
 
