@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .inventory import Inventory
-from .source import CannotRewriteError, methods_of, names_in
+from .source import CannotRewriteError, helpers_of, methods_of
 
 
 def reused(parts: Inventory) -> dict[str, str]:
@@ -69,10 +69,7 @@ def _made_anew(kind: Any, updated: bool = False) -> dict[str, str]:
 def _called(function: FunctionType) -> Iterator[FunctionType]:
     """The functions of the same package that a function looks up by their names."""
     home = (function.__module__ or "").partition(".")[0]
-    for name in names_in(function.__code__):
-        other = function.__globals__.get(name)
-        if isinstance(other, FunctionType) and (other.__module__ or "").partition(".")[0] == home:
-            yield other
+    return (other for other in helpers_of(function).values() if (other.__module__ or "").partition(".")[0] == home)
 
 
 # With these names attributes are set by theirs.

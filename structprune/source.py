@@ -52,14 +52,21 @@ def names_in(code: CodeType) -> Iterator[str]:
 
 
 def helpers_of(function: FunctionType) -> dict[str, FunctionType]:
-    """The functions that a function calls by their names, but those of PyTorch."""
-    names = dict.fromkeys(i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
-    known = {name: function.__globals__.get(name) for name in names}
+    """The functions that a function, and those inside it, call by their names, but those of PyTorch."""
+    known = {name: function.__globals__.get(name) for name in _globals_in(function.__code__)}
     return {
         name: value
         for name, value in known.items()
         if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("torch.")
     }
+
+
+def _globals_in(code: CodeType) -> Iterator[str]:
+    """The names of its module that a function, and those inside it, look up."""
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals_in(constant)
 
 
 def reached(*functions: FunctionType) -> list[FunctionType]:

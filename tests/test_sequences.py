@@ -402,6 +402,12 @@ class Handed(Written):  # the function is an argument, and goes by another name
         return checkpoint(norm, x, self.dim, use_reentrant=False) * self.shaped(self.gain)  # type: ignore[no-any-return]
 
 
+class Listed(Written):  # the function is called inside of another
+    def forward(self, x: Tensor) -> Tensor:
+        normed = [standardise(part, self.dim) for part in (x, x)]
+        return (normed[0] + normed[1]) * self.shaped(self.gain)
+
+
 class Twice(Written):
     def forward(self, x: Tensor) -> Tensor:
         gain = self.shaped(self.gain)
@@ -409,7 +415,7 @@ class Twice(Written):
 
 
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response, Function, Handed, Twice)
+WRITTEN = (Textbook, Squares, Inline, Variance, Unkept, Deviation, Both, Response, Function, Handed, Listed, Twice)
 
 
 class ByMode(nn.Module):
